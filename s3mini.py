@@ -141,14 +141,22 @@ ERRORS: dict[str, tuple[int, str]] = {
     "InvalidDigest": (400, "The Content-MD5 you specified is not valid."),
     "InvalidPart": (400, "One or more of the specified parts could not be found or do not match."),
     "InvalidPartOrder": (400, "The list of parts was not in ascending order."),
+    "InvalidPolicyDocument": (400, "The content of the form does not meet the policy's form."),
     "InvalidRequest": (400, "Invalid Request"),
     "InvalidToken": (400, "The provided token is malformed or otherwise invalid."),
     "InvalidTag": (400, "The tag provided was not a valid tag."),
     "InvalidURI": (400, "Couldn't parse the specified URI."),
+    "InvalidWriteOffset": (400, "The write offset does not match the current object size."),
     "KeyTooLongError": (400, "Your key is too long."),
+    "MalformedACLError": (400, "The ACL you provided was not well-formed."),
+    "MalformedPOSTRequest": (400, "The body of your POST request is not multipart/form-data."),
     "MalformedTrailerError": (400, "The trailer is missing, not announced or not well-formed."),
     "MalformedXML": (400, "The XML you provided was not well-formed or did not validate."),
     "MaxMessageLengthExceeded": (400, "Your request was too big."),
+    "MaxPostPreDataLengthExceeded": (
+        400,
+        "Your POST request's fields before the file are too large.",
+    ),
     "MetadataTooLarge": (400, "Your metadata headers exceed the maximum allowed metadata size."),
     "RequestHeaderSectionTooLarge": (400, "Your request header section exceeds the maximum size."),
     "RequestTimeout": (400, "Your socket connection was not read from or written to in time."),
@@ -162,6 +170,25 @@ ERRORS: dict[str, tuple[int, str]] = {
         403,
         "The request signature we calculated does not match the signature you provided. "
         "Check your key and signing method.",
+    ),
+    "NoSuchBucketPolicy": (404, "The bucket policy does not exist"),
+    "NoSuchCORSConfiguration": (404, "The CORS configuration does not exist"),
+    "NoSuchLifecycleConfiguration": (404, "The lifecycle configuration does not exist"),
+    "NoSuchPublicAccessBlockConfiguration": (
+        404,
+        "The public access block configuration was not found",
+    ),
+    "NoSuchTagSet": (404, "The TagSet does not exist"),
+    "NoSuchWebsiteConfiguration": (404, "The bucket does not have a website configuration"),
+    "ObjectLockConfigurationNotFoundError": (
+        404,
+        "Object Lock configuration does not exist for this bucket",
+    ),
+    "OwnershipControlsNotFoundError": (404, "The bucket ownership controls were not found"),
+    "ReplicationConfigurationNotFoundError": (404, "The replication configuration was not found"),
+    "ServerSideEncryptionConfigurationNotFoundError": (
+        404,
+        "The server side encryption configuration was not found",
     ),
     "NoSuchBucket": (404, "The specified bucket does not exist"),
     "NoSuchKey": (404, "The specified key does not exist."),
@@ -1555,6 +1582,125 @@ def replace_path(head: Head) -> Head:
     return replace(head, path=canonical_path(head.path))
 
 
+def parse_policy(text: str) -> tuple[float, list[object]]:
+    """(expiration, conditions) of a POST policy. Raises InvalidPolicyDocument. [AWS: POST]"""
+    try:
+        value = json.loads(base64.b64decode(text, validate=True))
+        expiration = parse_iso_date(value["expiration"])
+        conditions = value["conditions"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise S3Error("InvalidPolicyDocument") from None
+    if expiration is None or not isinstance(conditions, list):
+        raise S3Error(
+            "InvalidPolicyDocument", "Invalid Policy: it needs expiration and conditions."
+        )
+    return expiration, conditions
+
+
+def verify_form(fields: Mapping[str, str], keyring: Keyring, now: float) -> Signed:
+    """Who signed a POST form, in V4 or V2. The policy's conditions are another matter.
+
+    Raises AccessDenied, InvalidArgument, InvalidAccessKeyId, SignatureDoesNotMatch.
+    """
+    policy = fields.get("policy", "")
+    is_v4 = "x-amz-signature" in fields
+    needed = ("x-amz-algorithm", "x-amz-credential", "x-amz-date") if is_v4 else ("awsaccesskeyid",)
+    if not policy or not is_v4 and "signature" not in fields:
+        raise S3Error("AccessDenied", "A POST form needs a policy and its signature.")
+    for name in needed:
+        if name not in fields:
+            raise S3Error("InvalidArgument", f"Bucket POST must contain a field named '{name}'.",
+                          ArgumentName=name)
+    if "x-amz-security-token" in fields:
+        raise S3Error("InvalidToken", "There are no session tokens here: unset AWS_SESSION_TOKEN.")
+    if not is_v4:
+        access_key = fields["awsaccesskeyid"]
+        expected, given = sign_v2(secret_of(keyring, access_key), policy), fields["signature"]
+    else:
+        if fields["x-amz-algorithm"] != ALGORITHM:
+            raise S3Error("InvalidArgument", f"X-Amz-Algorithm only supports {ALGORITHM}",
+                          ArgumentName="x-amz-algorithm")
+        access_key, scope = parse_credential(fields["x-amz-credential"], "InvalidArgument")
+        date, region = scope.split("/")[:2]
+        if parse_iso_date(fields["x-amz-date"]) is None or fields["x-amz-date"][:8] != date:
+            raise S3Error("InvalidArgument", "x-amz-date must be on the credential's day.",
+                          ArgumentName="x-amz-date")
+        key = signing_key(secret_of(keyring, access_key), date, region)
+        expected, given = sign_text(key, policy), fields["x-amz-signature"]
+    if not same(expected, given):
+        raise S3Error("SignatureDoesNotMatch", AWSAccessKeyId=access_key, StringToSign=policy)
+    return Signed(access_key, UNSIGNED)
+
+
+# Fields of a form that need no condition.                                       [AWS: POST policy]
+UNCONDITIONED = frozenset(("x-amz-signature", "file", "policy", "signature", "awsaccesskeyid"))
+
+
+def check_policy(fields: Mapping[str, str], bucket: str, now: float) -> range:
+    """The sizes that the policy allows, when every condition of it holds and every field has one.
+
+    `bucket` is the URL's, never the form's [CVE-2023-43040]. Raises AccessDenied,
+    InvalidPolicyDocument.
+    """
+    expiration, conditions = parse_policy(fields["policy"])
+    if now > expiration:
+        raise S3Error("AccessDenied", "Invalid according to Policy: Policy expired.")
+    values = {**fields, "bucket": bucket}
+    sizes, named = range(MAX_PUT + 1), set[str]()
+    for condition in conditions:
+        kind, name, wanted = parse_condition(condition)
+        if kind == "content-length-range":
+            sizes = range(max(sizes.start, int(name)), min(sizes.stop, int(wanted) + 1))
+            continue
+        named.add(name)
+        if not condition_holds(kind, name, wanted, values.get(name)):
+            shown = json.dumps(condition, ensure_ascii=False)
+            raise S3Error(
+                "AccessDenied", f"Invalid according to Policy: Policy Condition failed: {shown}"
+            )
+    extra = [n for n in fields if n not in named | UNCONDITIONED and not n.startswith("x-ignore-")]
+    if extra or "bucket" not in named:
+        raise S3Error("AccessDenied", "Invalid according to Policy: Extra input fields: "
+                      + ", ".join(extra or ["bucket"]))
+    return sizes
+
+
+def parse_condition(condition: object) -> tuple[str, str, str]:
+    """(kind, field or lowest size, value or highest size). Raises InvalidPolicyDocument."""
+    bad = S3Error("InvalidPolicyDocument", "Invalid Policy: Invalid condition.")
+    if isinstance(condition, dict):
+        if len(condition) != 1:
+            raise bad
+        condition = ["eq", *(x for n, v in condition.items() for x in ("$" + n, v))]
+    if not isinstance(condition, list) or len(condition) != 3 or not isinstance(condition[0], str):
+        raise bad
+    kind, name, wanted = condition[0].lower(), condition[1], condition[2]
+    if kind == "content-length-range":
+        sizes = [str(x) for x in (name, wanted)]
+        if not all(re.fullmatch("[0-9]{1,15}", x) for x in sizes):
+            raise bad
+        return kind, sizes[0], sizes[1]
+    if (
+        kind not in ("eq", "starts-with")
+        or not isinstance(name, str)
+        or not isinstance(wanted, str)
+    ):
+        raise bad
+    if not name.startswith("$"):
+        raise bad
+    return kind, name[1:].lower(), wanted
+
+
+def condition_holds(kind: str, name: str, wanted: str, value: Optional[str]) -> bool:
+    if value is None:
+        return False
+    if kind == "eq":
+        return value == wanted
+    if name == "content-type":  # every type of a list must start so              [AWS: POST policy]
+        return all(v.strip().startswith(wanted) for v in value.split(","))
+    return value.startswith(wanted)
+
+
 # ==================================================================================================
 # 8. Bodies
 # ==================================================================================================
@@ -1905,6 +2051,93 @@ class Body:
                               "calculated checksum.")
 
 
+class FormReader:
+    """A multipart/form-data body: its fields, then its file as a source. [RFC 7578, AWS: POST]
+
+    What comes behind the file is ignored. Fields are small, the file is streamed.
+    """
+
+    def __init__(self, content_type: str, source: Source):
+        """Raises PreconditionFailed, MalformedPOSTRequest."""
+        match = re.search(r'(?i);\s*boundary=(?:"([^"]{1,70})"|([^\s;,"]{1,70}))', content_type)
+        if not content_type.lower().startswith("multipart/form-data"):
+            raise S3Error("PreconditionFailed", "Bucket POST must be of the enclosure-type "
+                          "multipart/form-data", Condition="Bucket POST must be of the "
+                          "enclosure-type multipart/form-data")
+        if not match:
+            raise S3Error("MalformedPOSTRequest", "The form has no boundary.")
+        self._source = source
+        self._end = b"\r\n--" + (match[1] or match[2]).encode("latin-1")
+        self._buffer, self._done = b"\r\n", False
+        self.fields: dict[str, str] = {}
+
+    def read_fields(self) -> str:
+        """Fill `fields` up to the file, lower-case names; gives the file's name.
+
+        Raises MalformedPOSTRequest, MaxPostPreDataLengthExceeded, InvalidArgument.
+        """
+        if self._until(self._end, 0):
+            raise S3Error("MalformedPOSTRequest")
+        while True:
+            if self._line() == b"--":
+                raise S3Error("InvalidArgument", "POST requires exactly one file upload per "
+                              "request.", ArgumentName="file", ArgumentValue="0")
+            name, filename = self._part_head()
+            if name == "file":
+                return filename
+            value = self._until(self._end, MAX_FORM)
+            self.fields[name] = value.decode("utf-8", "surrogateescape")
+            if sum(map(len, self.fields.values())) > MAX_FORM:
+                raise S3Error("MaxPostPreDataLengthExceeded")
+
+    def _part_head(self) -> tuple[str, str]:
+        """(name, file name) of a part."""
+        found = ("", "")
+        while line := self._line():
+            kind, _, value = line.decode("utf-8", "replace").partition(":")
+            if kind.strip().lower() == "content-disposition":
+                name = re.search(r'\bname="([^"]*)"', value) or re.search(
+                    r"\bname=([^;\s]+)", value
+                )
+                file = re.search(r'\bfilename="((?:[^"\\]|\\.)*)"', value)
+                found = (name[1].lower() if name else "", file[1] if file else "")
+        if not found[0]:
+            raise S3Error("MalformedPOSTRequest", "A part of the form has no name.")
+        return found
+
+    def _line(self) -> bytes:
+        return self._until(b"\r\n", MAX_LINE)
+
+    def _until(self, end: bytes, limit: int) -> bytes:
+        """What stands before `end`, which is passed. Raises MalformedPOSTRequest, MaxPost..."""
+        while end not in self._buffer:
+            if len(self._buffer) > limit + len(end) + SMALL:
+                raise S3Error("MaxPostPreDataLengthExceeded")
+            self._more()
+        data, _, self._buffer = self._buffer.partition(end)
+        if len(data) > limit:
+            raise S3Error("MaxPostPreDataLengthExceeded")
+        return data
+
+    def _more(self, size: int = SMALL) -> None:
+        data = self._source.read(size)
+        if not data:
+            raise S3Error("MalformedPOSTRequest", "The form ends within a part.")
+        self._buffer += data
+
+    def read(self, size: int) -> bytes:
+        """The file's bytes. Raises MalformedPOSTRequest when its end never comes."""
+        if self._done:
+            return b""
+        while len(self._buffer) <= len(self._end) and self._end not in self._buffer:
+            self._more(size)
+        at = self._buffer.find(self._end)
+        cut = at if at >= 0 else len(self._buffer) - len(self._end)
+        self._done = 0 <= at <= size
+        data, self._buffer = self._buffer[: min(cut, size)], self._buffer[min(cut, size) :]
+        return data
+
+
 def open_source(head: Head, stream: Source, give_back: Callable[[bytes], None]) -> Source:
     """The body's bytes as they are on the wire, whatever their framing."""
     if head.is_chunked:
@@ -2194,6 +2427,10 @@ class Disk:
     def rename(self, path: str, folder: Folder, name: str) -> None:
         os.replace(path, folder.at(name), dst_dir_fd=folder.fd)
 
+    def link(self, folder: Folder, name: str, path: str) -> None:
+        """A second name for a file; without following it, should it be a link."""
+        os.link(folder.at(name), path, src_dir_fd=folder.fd, follow_symlinks=os.name == "nt")
+
     def unlink(self, folder: Folder, name: str) -> None:
         os.unlink(folder.at(name), dir_fd=folder.fd)
 
@@ -2468,22 +2705,26 @@ class Level:
         folder, names = self._folders[number]
         with folder.scan() as found:
             for item in found:
-                name = item.name
-                is_folder = item.is_dir(follow_symlinks=False)
-                if name[0] == "." and (is_sidecar(name) or name == ROOM and not names):
+                if item.name[0] == "." and (
+                    is_sidecar(item.name) or item.name == ROOM and not names
+                ):
                     continue
-                if is_folder and name.endswith("%-"):
-                    yield from self._continued(folder, names, name, lead)
+                is_folder = item.is_dir(follow_symlinks=False)
+                if is_folder and item.name.endswith("%-"):
+                    yield from self._continued(folder, names, item.name, lead)
                 elif is_folder or item.is_file(follow_symlinks=False):
-                    piece = piece_of(name, is_folder) if "%" in name else name
+                    piece = self._piece(lead, item.name, is_folder)
                     if piece is not None:
-                        piece = lead + piece + "/" if is_folder else lead + piece
-                        if (
-                            piece.startswith(self._rest)
-                            or is_folder
-                            and self._rest.startswith(piece)
-                        ):
-                            yield Row(piece, name, is_folder, number)
+                        yield Row(piece, item.name, is_folder, number)
+
+    def _piece(self, lead: str, name: str, is_folder: bool) -> Optional[str]:
+        """What a name stands for in a key; None when no key maps to it, or it is not wanted."""
+        piece = piece_of(name, is_folder) if "%" in name else name
+        if piece is None:
+            return None
+        piece = lead + piece + "/" if is_folder else lead + piece
+        wanted = piece.startswith(self._rest) or is_folder and self._rest.startswith(piece)
+        return piece if wanted else None
 
     def _continued(
         self, folder: Folder, names: tuple[str, ...], name: str, lead: str
@@ -2545,6 +2786,18 @@ def is_canonical(key: str, names: tuple[str, ...]) -> bool:
     return key_of_names(list(names)) == key and 0 < len(key.encode()) <= MAX_KEY
 
 
+class JoinedReader:
+    """What is there and what comes behind it, as one body; the second verifies itself."""
+
+    def __init__(self, first: Optional[FileReader], second: Body):
+        self._first, self._second = first, second
+        self.whole = Body(self, Promise())
+
+    def read(self, size: int) -> bytes:
+        data = self._first.read(size) if self._first else b""
+        return data or self._second.read(size)
+
+
 class Store:
     """One bucket's objects. Everything of DESIGN that binds the disk is here.
 
@@ -2590,6 +2843,15 @@ class Store:
     def write_about(self, about: Mapping[str, object]) -> None:
         with Folder.open(self.room) as room:
             self._write_file(room, "bucket.json", json.dumps(about, indent=1).encode() + b"\n")
+
+    def change_about(self, **changes: object) -> None:
+        """Change bucket.json; None takes a name out. Raises NoSuchBucket."""
+        with self._lock_number(0):
+            about = self.about()
+            if about is None:
+                raise S3Error("NoSuchBucket")
+            kept = {n: v for n, v in {**about, **changes}.items() if v is not None}
+            self.write_about(kept)
 
     def destroy(self) -> None:
         """Remove the bucket, if it holds no object. Raises BucketNotEmpty.
@@ -2771,9 +3033,13 @@ class Store:
         """
         number = zlib.crc32(key.encode()) % LOCKS
         with self._lock_number(number):
-            if not os.path.exists(os.path.join(self.room, "bucket.json")):
-                raise S3Error("NoSuchBucket")
+            self._check_here()
             yield
+
+    def _check_here(self) -> None:
+        """Raises NoSuchBucket when it was deleted while we waited for a lock."""
+        if not os.path.exists(os.path.join(self.room, "bucket.json")):
+            raise S3Error("NoSuchBucket")
 
     @contextlib.contextmanager
     def _lock_number(self, number: int) -> Iterator[None]:
@@ -2923,6 +3189,87 @@ class Store:
             staged.rename(folder, name)
         self.disk.sync_folder(folder)
 
+    def append(self, key: str, body: Body, offset: int, given: Entry, check: Check) -> Entry:
+        """The object with the body behind it, as one commit; `given` where there is no object.
+
+        Raises InvalidWriteOffset, OperationAborted when it changed meanwhile, and as put does.
+        """
+        old: Optional[Found] = None
+        with contextlib.suppress(S3Error):
+            old = self.open(key)
+        try:
+            if offset != (old.entry.size if old else 0):
+                raise S3Error("InvalidWriteOffset")
+            joined = JoinedReader(FileReader(old.fd, 0, offset) if old else None, body)
+            for algorithm in old.entry.checksums if old and not old.entry.parts else ():
+                joined.whole.want(algorithm)
+
+            def check_same(now: Optional[Entry]) -> None:
+                check(now)
+                if (now and (now.size, now.mtime_ns)) != (
+                    old and (old.entry.size, old.entry.mtime_ns)):
+                    raise S3Error("OperationAborted")
+
+            def describe() -> Entry:
+                whole = joined.whole
+                kind = "FULL_OBJECT" if whole.checksums else ""
+                return replace(old.entry if old else given, size=whole.size, etag=whole.md5,
+                               md5=whole.md5, modified=given.modified, parts=[], upload="",
+                               checksums=whole.checksums, checksum_type=kind)
+
+            return self.put(key, joined.whole, describe, check_same)
+        finally:
+            if old:
+                os.close(old.fd)
+
+    def rename(
+        self, source: str, key: str, check_source: Callable[[Entry], None], check: Check
+    ) -> None:
+        """Give an object another key, without a copy. Raises NoSuchKey, OperationAborted.
+
+        Both locks are held, the lower number first; everybody else holds one at a time.
+        """
+        numbers = sorted({zlib.crc32(k.encode()) % LOCKS for k in (source, key)})
+        names, old_names = names_of_key(key), names_of_key(source)
+        for _ in range(ROUNDS):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                with self._make_folder(names[:-1]) as folder, contextlib.ExitStack() as locks:
+                    for number in numbers:
+                        locks.enter_context(self._lock_number(number))
+                    self._check_here()
+                    self._rename_locked(source, folder, key, check_source, check)
+                self._prune(old_names[:-1])
+                return
+        raise S3Error("OperationAborted", "Folders come and go under this key. Try again.")
+
+    def _rename_locked(
+        self, source: str, folder: Folder, key: str, check_source: Callable[[Entry], None],
+        check: Check,
+    ) -> None:
+        """As a PUT with a second link to the source's data; then the source goes as by a DELETE.
+
+        A rename from folder to folder is two changes, and a power cut may keep only the first.
+        """
+        found = self._open_data(names_of_key(source), source)
+        with found.folder:
+            os.close(found.fd)
+            origin, entry = self._look(found.folder, names_of_key(source)[-1], source)
+            if not entry:
+                raise S3Error("NoSuchKey", Key=source)
+            check_source(entry)
+            place, old = self._look(folder, names_of_key(key)[-1], key)
+            check(old)
+            if old and (old.size, old.mtime_ns) == (entry.size, entry.mtime_ns):
+                raise S3Error("OperationAborted", "Both were written in the same instant.")
+            self._write_sidecar(place, Sidecar(key, entry, old))
+            spare = os.path.join(self.room, "tmp", secrets.token_hex(12))
+            self.disk.link(origin.folder, origin.name, spare)
+            self.disk.rename(spare, folder, place.name)
+            self.disk.sync_folder(folder)
+            self.disk.unlink(origin.folder, origin.name)
+            self.disk.sync_folder(origin.folder)
+            self._drop(origin.folder, origin.sidecar)
+
     def update(self, key: str, change: Callable[[Entry], Entry], check: Check) -> Entry:
         """Change what is known of an object, not its bytes: the new stamp is the commit.
 
@@ -3004,12 +3351,15 @@ class Store:
             with self._folder(names) as folder:
                 self.disk.sync_folder(folder)
                 for key, name in deleted:
-                    with self.lock(key):
-                        if not exists(folder, name):
-                            self._drop(folder, Place(folder, name, -1).sidecar)
+                    self._drop_orphan(key, Place(folder, name, -1))
         except (FileNotFoundError, NotADirectoryError):
             self._sync_nearest(names)  # somebody pruned the folder: that must be on disk
         self._prune(names)
+
+    def _drop_orphan(self, key: str, place: Place) -> None:
+        with self.lock(key):
+            if not exists(place.folder, place.name):
+                self._drop(place.folder, place.sidecar)
 
     def _sync_nearest(self, names: list[str]) -> None:
         """Sync the nearest folder that there is, of a path that is gone."""
@@ -3254,6 +3604,9 @@ OWNER = [("ID", "s3mini"), ("DisplayName", "s3mini")]
 EVERYTHING = frozenset(("read", "list", "write", "overwrite", "delete", "configure"))
 
 
+Operation = Callable[["Request"], Response]
+
+
 @dataclass
 class Request:
     """One request, its signature verified and its grants known."""
@@ -3354,6 +3707,7 @@ class Buckets:
 
     def __init__(self, config: Config, disk: Disk):
         self.config, self.disk = config, disk
+        self.keyring = Keyring(config.secrets, config.hosts)
         self._stores: dict[str, Store] = {}
 
     def prepare(self) -> None:
@@ -3453,7 +3807,6 @@ REFUSED_HEADERS = (
     "x-amz-website-redirect-location",
     "x-amz-expected-bucket-owner",
     "x-amz-mfa",
-    "x-amz-write-offset-bytes",
     "x-amz-source-expected-bucket-owner",
     "x-amz-copy-source-server-side-",
 )
@@ -3475,16 +3828,20 @@ CANNED_ACLS = {  # canned ACL: what it comes to here
 }
 
 
-def parse_acl(req: Request) -> str:
-    """The x-amz-acl header as an entry keeps it. Raises AccessControlListNotSupported.
+def is_public(req: Request) -> bool:
+    """Whether buckets.ini opens the key to everybody."""
+    return req.section is not None and req.key.startswith(req.section.public or ("\0",))
+
+
+def parse_acl(req: Request, canned: str) -> str:
+    """A canned ACL as an entry keeps it. Raises AccessControlListNotSupported.
 
     Accepted where it changes nothing: private, and public-read of what is public already.
     """
-    acl = CANNED_ACLS[req.headers.get("x-amz-acl", "private")]
-    is_public = req.section and req.key.startswith(req.section.public or ("\0",))
-    if acl is None or acl and not is_public and not (req.section and req.section.acl):
+    acl = CANNED_ACLS[canned]
+    if acl is None or acl and not is_public(req) and not (req.section and req.section.acl):
         raise S3Error("AccessControlListNotSupported")
-    return acl if not is_public else ""
+    return acl if not is_public(req) else ""
 
 
 def parse_kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
@@ -3547,7 +3904,7 @@ def describe_object(req: Request) -> Entry:
         headers=parse_kept_headers(req.headers),
         metadata=parse_metadata(req.headers),
         tags=parse_tagging_header(req.headers.get("x-amz-tagging", "")),
-        acl=parse_acl(req),
+        acl=parse_acl(req, req.headers.get("x-amz-acl", "private")),
     )
 
 
@@ -3675,6 +4032,9 @@ def put_object(req: Request) -> Response:
     Raises PreconditionFailed, and whatever describing the object or reading the body raises.
     """
     entry, body = describe_object(req), req.open_body()
+    offset = req.headers.get("x-amz-write-offset-bytes")
+    if offset is not None:
+        return append_object(req, entry, body, offset)
     entry = req.store.put(req.key, body, lambda: with_body(entry, body), req.check_write)
     return Response(
         200, {"etag": f'"{entry.etag}"', "content-length": "0", **checksum_headers(entry)}
@@ -4373,6 +4733,436 @@ def delete_bucket(req: Request) -> Response:
     return Response(204)
 
 
+# -- what else there is to say of an object ------------------------------------------------------
+
+
+def known_object(req: Request) -> Entry:
+    """The object's entry, if this request may see it. Raises NoSuchKey, AccessDenied."""
+    check_version(req)
+    found = open_object(req)
+    os.close(found.fd)
+    return found.entry
+
+
+def get_object_attributes(req: Request) -> Response:
+    """GetObjectAttributes: those that x-amz-object-attributes names. [AWS]
+
+    Raises InvalidArgument, NoSuchKey.
+    """
+    names = parse_list(req.headers.get("x-amz-object-attributes", ""))
+    known = ("ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize")
+    if not names or set(names) - set(known):
+        raise S3Error("InvalidArgument", "Invalid attribute name specified.",
+                      ArgumentName="x-amz-object-attributes")
+    entry = known_object(req)
+    found: dict[str, object] = {
+        "ETag": entry.etag, "Checksum": checksum_elements(entry) or None,
+        "ObjectParts": part_elements(req, entry) if entry.parts else None,
+        "StorageClass": "STANDARD", "ObjectSize": entry.size,
+    }
+    reply = xml_response(
+        "GetObjectAttributesResponse", [(n, found[n]) for n in known if n in names]
+    )
+    reply.headers["last-modified"] = render_http_date(entry.modified)
+    return reply
+
+
+def part_elements(req: Request, entry: Entry) -> Children:
+    """A page of the parts of a multipart object. Raises InvalidArgument."""
+    limit, marker = (req.headers.get(n, d) for n, d in (("x-amz-max-parts", "1000"),
+                                                        ("x-amz-part-number-marker", "0")))
+    if not re.fullmatch("[0-9]{1,9}", limit) or not re.fullmatch("[0-9]{1,9}", marker):
+        raise S3Error(
+            "InvalidArgument", "x-amz-max-parts and x-amz-part-number-marker are numbers."
+        )
+    first, algorithm = int(marker), next(iter(entry.checksums), "")
+    page = list(enumerate(entry.parts, 1))[first : first + min(int(limit), MAX_KEYS)]
+    more = first + len(page) < len(entry.parts)
+    rows = [[("PartNumber", n), ("Size", int(p.split()[0])),
+             *[(f"Checksum{algorithm}", c) for c in p.split()[1:]]] for n, p in page]
+    return [("TotalPartsCount", len(entry.parts)), ("PartNumberMarker", first),
+            ("NextPartNumberMarker", page[-1][0] if page else first), ("MaxParts", int(limit)),
+            ("IsTruncated", more), *[("Part", row) for row in rows if algorithm]]
+
+
+def get_object_tagging(req: Request) -> Response:
+    """GetObjectTagging. Raises NoSuchKey. [AWS]"""
+    return tagging_response(known_object(req).tags)
+
+
+def tagging_response(tags: Mapping[str, str]) -> Response:
+    rows: Children = [("Tag", [("Key", n), ("Value", v)]) for n, v in tags.items()]
+    return xml_response("Tagging", [("TagSet", rows)])
+
+
+def parse_tagging(data: bytes, limit: int = MAX_TAGS) -> dict[str, str]:
+    """A Tagging document. Raises MalformedXML, InvalidTag, BadRequest."""
+    nodes = [tag for group in parse_xml(data, "Tagging").all("TagSet") for tag in group.all("Tag")]
+    return check_tags([(node.get("Key"), node.get("Value")) for node in nodes], limit)
+
+
+def put_object_tagging(req: Request) -> Response:
+    """PutObjectTagging: replaces the object's tags, not its bytes. [AWS]
+
+    Raises NoSuchKey, MalformedXML, InvalidTag, AccessDenied for append-only keys.
+    """
+    return set_tags(req, parse_tagging(req.document()), 200)
+
+
+def delete_object_tagging(req: Request) -> Response:
+    """DeleteObjectTagging. Raises NoSuchKey, AccessDenied for append-only keys. [AWS]"""
+    return set_tags(req, {}, 204)
+
+
+def set_tags(req: Request, tags: dict[str, str], status: int) -> Response:
+    check_version(req)
+    req.store.update(req.key, lambda old: replace(old, tags=tags), req.check_overwrite)
+    return Response(status, {} if status == 204 else {"content-length": "0"})
+
+
+ALL_USERS = "http://acs.amazonaws.com/groups/global/AllUsers"
+XSI = 'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"'
+
+
+def acl_response(is_public: bool) -> Response:
+    """An AccessControlPolicy: the owner's full control, and everybody's reading where it is so."""
+    grants: Children = [("Grant", [(f'Grantee {XSI} xsi:type="CanonicalUser"', OWNER),
+                                   ("Permission", "FULL_CONTROL")])]
+    if is_public:
+        grants.append(("Grant", [(f'Grantee {XSI} xsi:type="Group"', [("URI", ALL_USERS)]),
+                                 ("Permission", "READ")]))
+    return xml_response("AccessControlPolicy", [("Owner", OWNER), ("AccessControlList", grants)])
+
+
+def get_object_acl(req: Request) -> Response:
+    """GetObjectAcl: what buckets.ini and the object's own ACL come to. Raises NoSuchKey. [AWS]"""
+    return acl_response(known_object(req).acl == "public-read" or is_public(req))
+
+
+def put_object_acl(req: Request) -> Response:
+    """PutObjectAcl: private or public-read, where the section has acl = yes. [AWS]
+
+    Raises NoSuchKey, AccessControlListNotSupported, MalformedACLError.
+    """
+    check_version(req)
+    acl = parse_acl(req, requested_acl(req))
+    req.store.update(req.key, lambda old: replace(old, acl=acl), req.check_overwrite)
+    return Response(200, {"content-length": "0"})
+
+
+def requested_acl(req: Request) -> str:
+    """The canned ACL that a PUT ?acl asks for, by header or by document.
+
+    Raises InvalidArgument, NotImplemented, MalformedACLError, AccessControlListNotSupported.
+    """
+    check_refused_headers(req.headers)
+    data = req.document() if req.head.has_body else b""
+    if "x-amz-acl" in req.headers:
+        return req.headers["x-amz-acl"]
+    if not data.strip():
+        raise S3Error("MalformedACLError", "An ACL comes in x-amz-acl or as a document.")
+    grants = [g for group in parse_xml(data, "AccessControlPolicy").all("AccessControlList")
+              for g in group.all("Grant")]
+    found = {(who.get("URI") or who.get("ID"), g.get("Permission"))
+             for g in grants for who in g.all("Grantee")}
+    found -= {(OWNER[0][1], "FULL_CONTROL")}
+    if found - {(ALL_USERS, "READ")}:
+        raise S3Error("AccessControlListNotSupported")
+    return "public-read" if found else "private"
+
+
+def get_bucket_acl(req: Request) -> Response:
+    """GetBucketAcl: buckets never list for everybody. [AWS]"""
+    return acl_response(False)
+
+
+def put_bucket_acl(req: Request) -> Response:
+    """PutBucketAcl: accepted where it changes nothing. Raises AccessControlListNotSupported."""
+    acl = requested_acl(req)
+    section = req.section
+    if CANNED_ACLS[acl] != "" and not (
+        acl == "public-read" and section and section.public == ("",)
+    ):
+        raise S3Error("AccessControlListNotSupported", "Who may read is said in buckets.ini.")
+    return Response(200, {"content-length": "0"})
+
+
+def rename_object(req: Request) -> Response:
+    """RenameObject, as a rename on the disk: the source is gone when the target is there. [AWS]
+
+    x-amz-rename-source is a key of the same bucket, with or without /BUCKET/ before it. Raises
+    NoSuchKey, PreconditionFailed, AccessDenied.
+    """
+    text = decode_escapes(req.headers.get("x-amz-rename-source", "")).lstrip("/")
+    source = text[len(req.bucket) + 1 :] if text.startswith(req.bucket + "/") else text
+    check_key(source)
+    if not source or source == req.key:
+        raise S3Error("InvalidRequest", "x-amz-rename-source must name another object.")
+    check_delete_grant(req, source)
+
+    def check_source(old: Entry) -> None:
+        check_preconditions(req.headers, old.etag, old.modified, "x-amz-rename-source-")
+
+    req.store.rename(source, req.key, check_source, req.check_write)
+    return Response(200, {"content-length": "0"})
+
+
+def append_object(req: Request, given: Entry, body: Body, offset: str) -> Response:
+    """PutObject with x-amz-write-offset-bytes: add to the end of what is there. [AWS: S3 Express]
+
+    Its metadata stay. Raises InvalidWriteOffset, PreconditionFailed, AccessDenied.
+    """
+    if not re.fullmatch("[0-9]{1,15}", offset):
+        raise S3Error("InvalidWriteOffset")
+    entry = req.store.append(req.key, body, int(offset), given, req.check_write)
+    return Response(200, {"etag": f'"{entry.etag}"', "content-length": "0",
+                          "x-amz-object-size": str(entry.size), **checksum_headers(entry)})
+
+
+# -- POST forms ----------------------------------------------------------------------------------
+
+
+def post_object(req: Request) -> Response:
+    """POST Object: a browser's form, allowed by a policy that a key signed. [AWS: POST]
+
+    Raises AccessDenied, EntityTooLarge, EntityTooSmall, MalformedPOSTRequest, ...
+    """
+    form = FormReader(req.headers.get("content-type", ""), req.source)
+    filename = re.split(r"[/\\]", form.read_fields())[-1]
+    fields = form.fields
+    if "key" not in fields:
+        raise S3Error("InvalidArgument", "Bucket POST must contain a field named 'key'.",
+                      ArgumentName="key")
+    fields = {
+        n: v.replace("${filename}", filename) if n != "policy" else v for n, v in fields.items()
+    }
+    signed = verify_form(fields, req.buckets.keyring, req.now)
+    sizes = check_policy(fields, req.bucket, req.now)
+    grants = req.buckets.grants(req.bucket, signed.access_key)
+    req = replace(req, key=form_key(fields["key"]), signed=signed, grants=grants,
+                  head=replace(req.head, headers=form_headers(fields)))
+    if "write" not in grants:
+        raise S3Error("AccessDenied")
+    entry = describe_object(req)
+    if "tagging" in fields:
+        entry = replace(entry, tags=parse_tagging(fields["tagging"].encode()))
+    body = Body(form, parse_promise(req.headers, UNSIGNED), sizes.stop - 1)
+
+    def describe() -> Entry:
+        if body.size < sizes.start:
+            raise S3Error("EntityTooSmall", ProposedSize=body.size, MinSizeAllowed=sizes.start)
+        return with_body(entry, body)
+
+    return form_reply(req, fields, req.store.put(req.key, body, describe, req.check_write))
+
+
+def form_key(key: str) -> str:
+    """Raises InvalidArgument, InvalidURI, KeyTooLongError."""
+    try:
+        check_key(key)
+    except UnicodeEncodeError:
+        raise S3Error("InvalidURI", "The key is not UTF-8.") from None
+    if not key:
+        raise S3Error("InvalidArgument", "User key must have a length greater than 0.",
+                      ArgumentName="key")
+    return key
+
+
+def form_headers(fields: Mapping[str, str]) -> dict[str, str]:
+    """A form's fields as the headers they stand for."""
+    named = {n: v for n, v in fields.items() if n.startswith("x-amz-") or n in KEPT_HEADERS
+             or n in ("content-encoding", "content-md5")}
+    if "acl" in fields:
+        named["x-amz-acl"] = fields["acl"]
+    return {n: v.encode("utf-8", "surrogateescape").decode("latin-1") for n, v in named.items()}
+
+
+def form_reply(req: Request, fields: Mapping[str, str], entry: Entry) -> Response:
+    """204, or what success_action_status and success_action_redirect ask for. [AWS: POST]"""
+    etag, path = f'"{entry.etag}"', f"/{req.bucket}/{quote(req.key, safe='/-._~')}"
+    location = f"http://{req.head.host}{path}"
+    headers = {"etag": etag, "location": location, "content-length": "0"}
+    target = fields.get("success_action_redirect") or fields.get("redirect", "")
+    if re.fullmatch(r"https?://[!-~]+", target):
+        pairs = canonical_query([("bucket", req.bucket), ("etag", etag), ("key", req.key)])
+        joined = "&" if "?" in target else "?"
+        return Response(303, {**headers, "location": f"{target}{joined}{pairs}"})
+    if fields.get("success_action_status") == "201":
+        reply = xml_response("PostResponse", [("Location", location), ("Bucket", req.bucket),
+                                              ("Key", req.key), ("ETag", etag)], 201)
+        reply.headers.update({"etag": etag, "location": location})
+        return reply
+    return Response(200 if fields.get("success_action_status") == "200" else 204, headers)
+
+
+# -- what a bucket is asked by habit -------------------------------------------------------------
+
+
+def not_configured(name: str, code: str) -> Operation:
+    """An operation that asks for what is not there: AWS's own 404 for it."""
+
+    def answer(req: Request) -> Response:
+        raise S3Error(code, BucketName=req.bucket)
+
+    return called(answer, name)
+
+
+def empty(name: str, root: str, *children: tuple[str, str]) -> Operation:
+    """An operation whose truthful answer is a document that says nothing is set."""
+    return called(lambda req: xml_response(root, list(children)), name)
+
+
+def nothing_to_delete(name: str) -> Operation:
+    """The removal of what is never there: a success, as AWS has it."""
+    return called(lambda req: Response(204), name)
+
+
+def called(operation: Operation, name: str) -> Operation:
+    operation.__name__ = name
+    return operation
+
+
+def list_object_versions(req: Request) -> Response:
+    """ListObjectVersions: every object is its only version, called null. [AWS]"""
+    query, name = req.query, req.encoder()
+    prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+    marker, limit = query.get("key-marker", ""), req.integer("max-keys", MAX_KEYS, 0, MAX_KEYS)
+    cursor = Cursor(marker)
+    if marker and common_prefix(marker, prefix, delimiter) == marker:
+        cursor.skip(marker)
+    page = list_page(req.store, prefix, delimiter, cursor, limit)
+    rows = object_elements(page, name, True)
+    versions = [("Version", [*row, ("VersionId", "null"), ("IsLatest", True)])
+                if tag == "Contents" else (tag, row) for tag, row in rows]
+    return xml_response(
+        "ListVersionsResult",
+        [
+            ("Name", req.bucket),
+            ("Prefix", name(prefix)),
+            ("KeyMarker", name(marker)),
+            ("VersionIdMarker", query.get("version-id-marker", "")),
+            ("MaxKeys", limit),
+            ("NextKeyMarker", name(page.last) if page.is_truncated else None),
+            ("NextVersionIdMarker", "null" if page.is_truncated else None),
+            ("Delimiter", name(delimiter) or None),
+            ("EncodingType", query.get("encoding-type") or None),
+            ("IsTruncated", page.is_truncated),
+            *versions,
+        ],
+    )
+
+
+def get_bucket_tagging(req: Request) -> Response:
+    """GetBucketTagging. Raises NoSuchTagSet. [AWS]"""
+    tags = (req.store.about() or {}).get("tags")
+    if not tags:
+        raise S3Error("NoSuchTagSet", BucketName=req.bucket)
+    return tagging_response(tags)
+
+
+def put_bucket_tagging(req: Request) -> Response:
+    """PutBucketTagging: up to 50. Raises MalformedXML, InvalidTag. [AWS]"""
+    req.store.change_about(tags=parse_tagging(req.document(), 50))
+    return Response(204)
+
+
+def delete_bucket_tagging(req: Request) -> Response:
+    """DeleteBucketTagging. [AWS]"""
+    req.store.change_about(tags=None)
+    return Response(204)
+
+
+def parse_cors(data: bytes) -> list[dict[str, Any]]:
+    """The rules of a CORSConfiguration for bucket.json. Raises MalformedXML, InvalidRequest."""
+    rules = []
+    for node in parse_xml(data, "CORSConfiguration").all("CORSRule"):
+        texts = {tag: [n.text.strip() for n in node.all(tag)] for tag in (
+            "AllowedOrigin", "AllowedMethod", "AllowedHeader", "ExposeHeader")}
+        age = node.get("MaxAgeSeconds", "0").strip()
+        if (
+            not texts["AllowedOrigin"]
+            or not texts["AllowedMethod"]
+            or not age.isascii()
+            or not age.isdigit()
+        ):
+            raise S3Error("MalformedXML", "A CORSRule needs AllowedOrigin and AllowedMethod.")
+        for method in texts["AllowedMethod"]:
+            if method not in ("GET", "HEAD", "PUT", "POST", "DELETE"):
+                raise S3Error("InvalidRequest", "Found unsupported HTTP method in CORS config. "
+                              f"Unsupported method is {method}")
+        if any(text.count("*") > 1 for texts_of in texts.values() for text in texts_of):
+            raise S3Error(
+                "InvalidRequest", "AllowedOrigin and AllowedHeader can have one wildcard."
+            )
+        if any(UNSAFE.search(text) for texts_of in texts.values() for text in texts_of):
+            raise S3Error("InvalidRequest", "A CORS rule has no control characters.")
+        rules.append({"origins": texts["AllowedOrigin"], "methods": texts["AllowedMethod"],
+                      "headers": texts["AllowedHeader"], "expose": texts["ExposeHeader"],
+                      "max_age": min(int(age[:9]), 2**31)})
+    if not 1 <= len(rules) <= 100:
+        raise S3Error("MalformedXML", "A CORS configuration has 1 to 100 rules.")
+    return rules
+
+
+@dataclass(frozen=True)
+class CorsRule:
+    """Whose pages may do what with a bucket. [AWS: CORS]"""
+
+    origins: tuple[str, ...]
+    methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "POST", "DELETE")
+    headers: tuple[str, ...] = ("*",)
+    expose: tuple[str, ...] = ("ETag", "Location", "Content-Range", "x-amz-request-id",
+                               "x-amz-checksum-crc32", "x-amz-version-id")
+    max_age: int = 3600  # seconds
+
+    def fits(self, origin: str, method: str, headers: list[str]) -> bool:
+        return (
+            any(wildcard_fits(o, origin) for o in self.origins)
+            and method in self.methods
+            and all(any(wildcard_fits(p.lower(), h) for p in self.headers) for h in headers)
+        )
+
+
+def wildcard_fits(pattern: str, text: str) -> bool:
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), text) is not None
+
+
+def cors_rules(section: Optional[Section], about: Optional[Mapping[str, Any]]) -> list[CorsRule]:
+    """A bucket's rules: those made through the API, then the INI's."""
+    kept = (about or {}).get("cors") or []
+    found = [CorsRule(tuple(r["origins"]), tuple(r["methods"]), tuple(r["headers"]),
+                      tuple(r["expose"]), r["max_age"]) for r in kept]
+    return found + ([CorsRule(section.cors)] if section and section.cors else [])
+
+
+def get_bucket_cors(req: Request) -> Response:
+    """GetBucketCors: also the rule that buckets.ini makes. Raises NoSuchCORSConfiguration. [AWS]"""
+    rules = cors_rules(req.section, req.store.about())
+    if not rules:
+        raise S3Error("NoSuchCORSConfiguration", BucketName=req.bucket)
+    return xml_response("CORSConfiguration", [
+        ("CORSRule", [*[("AllowedOrigin", o) for o in r.origins],
+                      *[("AllowedMethod", m) for m in r.methods],
+                      *[("AllowedHeader", h) for h in r.headers],
+                      *[("ExposeHeader", e) for e in r.expose], ("MaxAgeSeconds", r.max_age)])
+        for r in rules])
+
+
+def put_bucket_cors(req: Request) -> Response:
+    """PutBucketCors: kept in bucket.json, before the rule of buckets.ini. [AWS]
+
+    Raises MalformedXML, InvalidRequest.
+    """
+    req.store.change_about(cors=parse_cors(req.document()))
+    return Response(200, {"content-length": "0"})
+
+
+def delete_bucket_cors(req: Request) -> Response:
+    """DeleteBucketCors: the rules made through the API; those of buckets.ini stay. [AWS]"""
+    req.store.change_about(cors=None)
+    return Response(204)
+
+
 # ==================================================================================================
 # 11. Routes
 # ==================================================================================================
@@ -4382,9 +5172,45 @@ SERVICE, BUCKET, OBJECT = "service", "bucket", "object"
 # What a request needs. READ is open to all where the bucket is public; KNOWN is any grant on the
 # bucket; KEY is any key at all; NOTHING is for what carries its own proof, or tells nothing.
 READ, LIST, WRITE, DELETE, CONFIGURE = "read", "list", "write", "delete", "configure"
-KNOWN, KEY = "known", "key"
+KNOWN, KEY, NOTHING = "known", "key", "nothing"
 
-Operation = Callable[[Request], Response]
+# What tools ask a bucket by habit, and AWS's answer where nothing is configured.
+HABITS: dict[tuple[str, str, str], tuple[Operation, str]] = {
+    ("GET", BUCKET, selector): (operation, KNOWN)
+    for selector, operation in {
+        "accelerate": empty("get_bucket_accelerate_configuration", "AccelerateConfiguration"),
+        "encryption": not_configured("get_bucket_encryption",
+                                     "ServerSideEncryptionConfigurationNotFoundError"),
+        "lifecycle": not_configured("get_bucket_lifecycle_configuration",
+                                    "NoSuchLifecycleConfiguration"),
+        "logging": empty("get_bucket_logging", "BucketLoggingStatus"),
+        "notification": empty("get_bucket_notification_configuration",
+                              "NotificationConfiguration"),
+        "object-lock": not_configured("get_object_lock_configuration",
+                                      "ObjectLockConfigurationNotFoundError"),
+        "ownershipControls": not_configured("get_bucket_ownership_controls",
+                                            "OwnershipControlsNotFoundError"),
+        "policy": not_configured("get_bucket_policy", "NoSuchBucketPolicy"),
+        "policyStatus": not_configured("get_bucket_policy_status", "NoSuchBucketPolicy"),
+        "publicAccessBlock": not_configured("get_public_access_block",
+                                            "NoSuchPublicAccessBlockConfiguration"),
+        "replication": not_configured("get_bucket_replication",
+                                      "ReplicationConfigurationNotFoundError"),
+        "requestPayment": empty("get_bucket_request_payment", "RequestPaymentConfiguration",
+                                ("Payer", "BucketOwner")),
+        "versioning": empty("get_bucket_versioning", "VersioningConfiguration"),
+        "website": not_configured("get_bucket_website", "NoSuchWebsiteConfiguration"),
+    }.items()
+}
+HABITS.update({
+    ("DELETE", BUCKET, selector): (nothing_to_delete(name), CONFIGURE)
+    for selector, name in {
+        "encryption": "delete_bucket_encryption", "lifecycle": "delete_bucket_lifecycle",
+        "ownershipControls": "delete_bucket_ownership_controls", "policy": "delete_bucket_policy",
+        "publicAccessBlock": "delete_public_access_block",
+        "replication": "delete_bucket_replication", "website": "delete_bucket_website",
+    }.items()
+})
 
 # "copy" is no query name: it stands for the header x-amz-copy-source.
 ROUTES: dict[tuple[str, str, str], tuple[Operation, str]] = {
@@ -4393,16 +5219,34 @@ ROUTES: dict[tuple[str, str, str], tuple[Operation, str]] = {
     ("HEAD",   BUCKET,  ""):          (head_bucket,                  KNOWN),
     ("GET",    BUCKET,  ""):          (list_objects,                 LIST),
     ("GET",    BUCKET,  "list-type"): (list_objects_v2,              LIST),
+    ("GET",    BUCKET,  "versions"):  (list_object_versions,         LIST),
     ("GET",    BUCKET,  "location"):  (get_bucket_location,          KNOWN),
     ("GET",    BUCKET,  "uploads"):   (list_multipart_uploads,       LIST),
     ("PUT",    BUCKET,  ""):          (create_bucket,                KEY),
     ("DELETE", BUCKET,  ""):          (delete_bucket,                CONFIGURE),
     ("POST",   BUCKET,  "delete"):    (delete_objects,               KNOWN),
+    ("POST",   BUCKET,  ""):          (post_object,                  NOTHING),
+    ("GET",    BUCKET,  "cors"):      (get_bucket_cors,              KNOWN),
+    ("PUT",    BUCKET,  "cors"):      (put_bucket_cors,              CONFIGURE),
+    ("DELETE", BUCKET,  "cors"):      (delete_bucket_cors,           CONFIGURE),
+    ("GET",    BUCKET,  "tagging"):   (get_bucket_tagging,           KNOWN),
+    ("PUT",    BUCKET,  "tagging"):   (put_bucket_tagging,           CONFIGURE),
+    ("DELETE", BUCKET,  "tagging"):   (delete_bucket_tagging,        CONFIGURE),
+    ("GET",    BUCKET,  "acl"):       (get_bucket_acl,               KNOWN),
+    ("PUT",    BUCKET,  "acl"):       (put_bucket_acl,               CONFIGURE),
+    **HABITS,
     ("GET",    OBJECT,  ""):          (get_object,                   READ),
     ("HEAD",   OBJECT,  ""):          (get_object,                   READ),
     ("PUT",    OBJECT,  ""):          (put_object,                   WRITE),
     ("PUT",    OBJECT,  "copy"):      (copy_object,                  WRITE),
+    ("PUT",    OBJECT,  "renameObject"): (rename_object,             WRITE),
     ("DELETE", OBJECT,  ""):          (delete_object,                DELETE),
+    ("GET",    OBJECT,  "attributes"): (get_object_attributes,       READ),
+    ("GET",    OBJECT,  "tagging"):   (get_object_tagging,           READ),
+    ("PUT",    OBJECT,  "tagging"):   (put_object_tagging,           WRITE),
+    ("DELETE", OBJECT,  "tagging"):   (delete_object_tagging,        WRITE),
+    ("GET",    OBJECT,  "acl"):       (get_object_acl,               READ),
+    ("PUT",    OBJECT,  "acl"):       (put_object_acl,               WRITE),
     ("POST",   OBJECT,  "uploads"):   (create_multipart_upload,      WRITE),
     ("PUT",    OBJECT,  "uploadId"):  (upload_part,                  WRITE),
     ("PUT",    OBJECT,  "uploadId copy"): (upload_part_copy,         WRITE),
@@ -4462,8 +5306,14 @@ AUTH_NAMES = frozenset((
     "X-Amz-Signature", "X-Amz-Security-Token", "X-Amz-Content-Sha256", "AWSAccessKeyId",
     "Signature", "Expires", "x-id",
 ))
-ALLOWED_NAMES = {("PUT", "uploadId"): {"partNumber"}, ("PUT", "uploadId copy"): {"partNumber"},
-                 ("DELETE", ""): {"versionId"}}
+ALLOWED_NAMES = {
+    ("PUT", "tagging"): {"versionId"},
+    ("DELETE", "tagging"): {"versionId"},
+    ("PUT", "acl"): {"versionId"},
+    ("PUT", "uploadId"): {"partNumber"},
+    ("PUT", "uploadId copy"): {"partNumber"},
+    ("DELETE", ""): {"versionId"},
+}
 
 # Headers that an SDK may move into a presigned URL's query, where they mean the same.  [JS SDK v3]
 HOISTED = re.compile(r"x-amz-(?:meta-.+|acl|tagging|storage-class|copy-source.*|server-side-.*)")
@@ -4512,6 +5362,8 @@ def authorize(req: Request, needs: str) -> None:
     """Whether this request may do that. The default is no. Raises AccessDenied."""
     if needs == KEY:
         allowed = req.signed is not None
+    elif needs == NOTHING:
+        return
     elif needs == KNOWN:
         allowed = bool(req.grants)
     elif needs == DELETE:
@@ -4523,29 +5375,6 @@ def authorize(req: Request, needs: str) -> None:
         allowed = needs in req.grants
     if not allowed:
         raise S3Error("AccessDenied")
-
-
-@dataclass(frozen=True)
-class CorsRule:
-    """Whose pages may do what with a bucket. [AWS: CORS]"""
-
-    origins: tuple[str, ...]
-    methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "POST", "DELETE")
-    headers: tuple[str, ...] = ("*",)
-    expose: tuple[str, ...] = ("ETag", "Location", "Content-Range", "x-amz-request-id",
-                               "x-amz-checksum-crc32", "x-amz-version-id")
-    max_age: int = 3600  # seconds
-
-    def fits(self, origin: str, method: str, headers: list[str]) -> bool:
-        return (
-            any(wildcard_fits(o, origin) for o in self.origins)
-            and method in self.methods
-            and all(any(wildcard_fits(p.lower(), h) for p in self.headers) for h in headers)
-        )
-
-
-def wildcard_fits(pattern: str, text: str) -> bool:
-    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), text) is not None
 
 
 def cors_headers(rules: list[CorsRule], head: Head) -> dict[str, str]:
@@ -4588,8 +5417,6 @@ class App:
 
     def __init__(self, config: Config, disk: Disk):
         self.config, self.buckets = config, Buckets(config, disk)
-        hosts = tuple(config.hosts)
-        self.keyring = Keyring(config.secrets, hosts)
 
     def split_target(self, head: Head) -> tuple[str, str, str]:
         """(bucket, key, the bucket in the Host or ""). Raises InvalidURI, KeyTooLongError."""
@@ -4633,14 +5460,15 @@ class App:
         head, bucket = call.head, answer.bucket
         if head.method == "OPTIONS":
             return self.preflight(answer, head)
-        signed = verify(head, self.keyring, in_host, call.now)
+        signed = verify(head, self.buckets.keyring, in_host, call.now)
         answer.access_key = signed.access_key if signed else ""
         head = hoist(head) if signed and head.query_text else head
         operation, needs = resolve(head, OBJECT if key else BUCKET if bucket else SERVICE)
         section, grants = None, frozenset[str]()
         if bucket and operation is not create_bucket:
             section = self.buckets.find(bucket)
-            answer.rules = self.cors_rules(section)
+            if "origin" in head.headers or section and section.cors:
+                answer.rules = cors_rules(section, self.buckets.store(bucket).about())
             grants = self.buckets.grants(bucket, answer.access_key)
             if section and key and key.startswith(section.public or ("\0",)):
                 grants |= {"read"}
@@ -4648,9 +5476,6 @@ class App:
                       grants, call.source, call.now, call.id)
         authorize(req, needs)
         return operation(req)
-
-    def cors_rules(self, section: Optional[Section]) -> list[CorsRule]:
-        return [CorsRule(section.cors)] if section and section.cors else []
 
     def preflight(self, answer: Answer, head: Head) -> Response:
         """A browser's question before a request to another origin; it carries no signature.
@@ -4660,7 +5485,8 @@ class App:
         if "origin" not in head.headers or "access-control-request-method" not in head.headers:
             raise S3Error("BadRequest", "Insufficient information. Origin and "
                           "Access-Control-Request-Method request headers needed.")
-        answer.rules = self.cors_rules(self.buckets.find(answer.bucket)) if answer.bucket else []
+        section = self.buckets.find(answer.bucket)
+        answer.rules = cors_rules(section, self.buckets.store(answer.bucket).about())
         if not cors_headers(answer.rules, head):
             raise S3Error("AccessForbidden", "CORSResponse: This CORS request is not allowed. Set "
                           "cors = in buckets.ini for it.")
@@ -5024,7 +5850,7 @@ class Server(http.server.ThreadingHTTPServer):
         waiting = [self.socket, *ends]
         while not self.stopping:
             ready = poll_once(waiting)
-            if self.stopping or any(end in ready for end in ends):
+            if any(end in ready for end in ends):
                 break
             with contextlib.suppress(BlockingIOError, ConnectionError, InterruptedError):
                 while True:

@@ -1,0 +1,517 @@
+"""Files: what lies on disk is a promise, and what others put there is served."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Serve, Server
+from signing_client import Client
+
+OUTSIDE = b"a secret outside of the bucket"
+
+
+@pytest.fixture
+def folder(server: Server, bucket: str) -> Path:
+    """The bucket's folder."""
+    return server.data / bucket
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder outside of all buckets, with a file `secret` in it."""
+    (tmp_path / "secret").write_bytes(OUTSIDE)
+    return tmp_path
+
+
+def md5(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()
+
+
+def sidecar(path: Path) -> Path:
+    return path.with_name(f".{path.name}.s3mini.json")
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """The sidecar of a data file."""
+    value: dict[str, Any] = json.loads(sidecar(path).read_text(encoding="utf-8"))
+    return value
+
+
+def by_hand(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def listed(s3: Client) -> list[str]:
+    return s3.get(list_type=2).elements("Key")
+
+
+def left(folder: Path) -> list[str]:
+    """What lies in a bucket's folder besides its own room."""
+    return sorted(name for name in os.listdir(folder) if name != ".s3mini")
+
+
+# -- objects are files --------------------------------------------------------------------------------
+
+
+def test_an_object_is_a_file_at_its_natural_path(s3: Client, folder: Path) -> None:
+    s3.put("photos/2024 summer/Ä cat.jpg", b"meow")
+
+    assert b"meow" == (folder / "photos/2024 summer/Ä cat.jpg").read_bytes()
+
+
+def test_the_sidecar_says_everything_else(s3: Client, folder: Path) -> None:
+    headers = {"content-type": "image/jpeg", "cache-control": "no-store", "x-amz-meta-who": "me"}
+    s3.put("a/cat.jpg", b"meow", headers)
+    info, told = (folder / "a/cat.jpg").stat(), read_sidecar(folder / "a/cat.jpg")
+    entry = told["current"]
+
+    assert (1, "a/cat.jpg", None) == (told["v"], told["key"], told["previous"])
+    assert (4, info.st_mtime_ns, info.st_ino) == (entry["size"], entry["mtime_ns"], entry["ino"])
+    assert (md5(b"meow"), md5(b"meow")) == (entry["etag"], entry["md5"])
+    assert {"content-type": "image/jpeg", "cache-control": "no-store"} == entry["headers"]
+    assert {"who": "me"} == entry["metadata"]
+
+
+def test_the_sidecar_keeps_the_generation_before(s3: Client, folder: Path) -> None:
+    s3.put("k", b"old")
+    old = read_sidecar(folder / "k")["current"]
+    s3.put("k", b"newer")
+    told = read_sidecar(folder / "k")
+
+    assert old == told["previous"]
+    assert told["current"]["mtime_ns"] == (folder / "k").stat().st_mtime_ns > old["mtime_ns"]
+
+
+def test_files_are_for_the_owner_and_the_group(s3: Client, folder: Path) -> None:
+    s3.put("a/k", b"x")
+
+    assert [0] == [(folder / name).stat().st_mode & 0o007 for name in ("a/k",)]
+    assert 0 == sidecar(folder / "a/k").stat().st_mode & 0o007
+
+
+def test_a_deleted_object_leaves_no_folder_behind(s3: Client, folder: Path) -> None:
+    s3.put("a/b/c/d", b"x")
+    s3.put("a/other", b"x")
+    s3.delete("a/b/c/d")
+
+    assert [".other.s3mini.json", "other"] == sorted(os.listdir(folder / "a"))
+    s3.delete("a/other")
+    assert [] == left(folder)
+
+
+def test_a_refused_put_leaves_no_folder_behind(s3: Client, folder: Path) -> None:
+    s3.put("a/b/k", b"x", {"if-match": '"none"'})
+    s3.put("c/d/k", b"x", {"x-amz-checksum-crc32": "AAAAAA=="})
+
+    assert [] == left(folder)
+
+
+def test_nothing_is_left_in_tmp(s3: Client, folder: Path) -> None:
+    for number in range(5):
+        s3.put("k", b"x" * number * 100_000)
+        s3.put("other/k", b"x", {"content-md5": "AAAAAAAAAAAAAAAAAAAAAA=="})
+
+    assert [] == os.listdir(folder / ".s3mini/tmp")
+
+
+# -- files put there by hand --------------------------------------------------------------------------
+
+
+def test_a_file_put_there_by_hand_is_an_object(s3: Client, folder: Path) -> None:
+    by_hand(folder / "notes/hello.txt", b"hello")
+    got = s3.get("notes/hello.txt")
+
+    assert (200, b"hello", md5(b"hello")) == (got.status, got.body, got.etag)
+    assert "text/plain" == got.headers["content-type"]
+    assert ["notes/hello.txt"] == listed(s3)
+    assert [f'"{md5(b"hello")}"'] == s3.get(list_type=2).elements("ETag")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.jpg", "image/jpeg"),
+        ("a.PNG", "image/png"),
+        ("a.html", "text/html"),
+        ("a.css", "text/css"),
+        ("a.js", "text/javascript"),
+        ("a.svg", "image/svg+xml"),
+        ("a.tar.gz", "application/gzip"),
+        ("a.nobody-knows", "binary/octet-stream"),
+        ("Makefile", "binary/octet-stream"),
+        (".hidden", "binary/octet-stream"),
+    ],
+)
+def test_the_type_of_a_file_is_guessed_from_its_name(
+    s3: Client, folder: Path, name: str, kind: str
+) -> None:
+    by_hand(folder / name, b"x")
+
+    assert kind == s3.head(name).headers["content-type"]
+
+
+def test_its_last_modified_is_the_files_own(s3: Client, folder: Path) -> None:
+    by_hand(folder / "k", b"x")
+    os.utime(folder / "k", (784111777, 784111777))
+
+    assert "Sun, 06 Nov 1994 08:49:37 GMT" == s3.head("k").headers["last-modified"]
+
+
+def test_an_adopted_file_may_be_overwritten_and_deleted(s3: Client, folder: Path) -> None:
+    by_hand(folder / "d/k", b"x")
+    put = s3.put("d/k", b"y", {"if-match": f'"{md5(b"x")}"'})
+
+    assert (200, b"y") == (put.status, (folder / "d/k").read_bytes())
+    by_hand(folder / "d/l", b"x")
+    assert (204, 204) == (s3.delete("d/l").status, s3.delete("d/k").status)
+    assert [] == left(folder)
+
+
+def test_create_only_sees_a_file_put_there_by_hand(s3: Client, folder: Path) -> None:
+    by_hand(folder / "k", b"x")
+
+    assert 412 == s3.put("k", b"y", {"if-none-match": "*"}).status
+    assert b"x" == (folder / "k").read_bytes()
+
+
+def test_a_file_edited_by_hand_gets_a_fresh_etag(s3: Client, folder: Path) -> None:
+    s3.put("k.txt", b"old", {"x-amz-meta-a": "1"})
+    (folder / "k.txt").write_bytes(b"edited")
+    got = s3.get("k.txt")
+
+    assert (b"edited", md5(b"edited"), "6") == (got.body, got.etag, got.headers["content-length"])
+    assert "text/plain" == got.headers["content-type"]
+    assert [f'"{md5(b"edited")}"'] == s3.get(list_type=2).elements("ETag")
+
+
+def test_an_edit_that_keeps_the_size_is_seen_too(s3: Client, folder: Path) -> None:
+    s3.put("k", b"one")
+    s3.get("k")
+    (folder / "k").write_bytes(b"two")
+
+    assert (b"two", md5(b"two")) == (s3.get("k").body, s3.get("k").etag)
+
+
+def test_a_file_restored_with_another_time_keeps_its_metadata(s3: Client, folder: Path) -> None:
+    s3.put("k", b"x", {"x-amz-meta-a": "1", "content-type": "image/png"})
+    before = s3.head("k")
+    os.utime(folder / "k", (1_000_000_000, 1_000_000_000))
+    after = s3.head("k")
+
+    assert ("1", "image/png") == (after.headers["x-amz-meta-a"], after.headers["content-type"])
+    assert before.headers["last-modified"] == after.headers["last-modified"]
+
+
+def test_a_bucket_restored_from_a_backup_is_whole(s3: Client, folder: Path, tmp_path: Path) -> None:
+    keys = ["a", "b/c", "b//d", "e/", "ä%"]
+    for key in keys:
+        s3.put(key, key.encode(), {"x-amz-meta-key": str(keys.index(key))})
+    shutil.copytree(folder, tmp_path / "backup", copy_function=shutil.copyfile)
+    for key in keys:
+        s3.put(key, b"lost later", {"x-amz-meta-key": "-"})
+    for name in left(folder):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree(
+        tmp_path / "backup", folder, copy_function=shutil.copyfile, dirs_exist_ok=True
+    )
+
+    for number, key in enumerate(keys):
+        got = s3.get(key)
+        assert (key.encode(), str(number)) == (got.body, got.headers.get("x-amz-meta-key")), key
+
+
+def test_a_damaged_sidecar_never_makes_an_object_unreadable(s3: Client, folder: Path) -> None:
+    for text in ("", "{", "[]", '{"v": 1}', "\xff", "[" * 100_000, '{"key": 1, "current": {"size": "x"}, "previous": 3}'):
+        s3.put("k.txt", b"content")
+        sidecar(folder / "k.txt").write_text(text, encoding="latin-1")
+        os.utime(folder / "k.txt")
+        got = s3.get("k.txt")
+
+        assert (200, b"content", md5(b"content")) == (got.status, got.body, got.etag), text
+        assert 200 == s3.put("k.txt", b"again").status
+
+
+def test_an_orphan_sidecar_is_harmless(s3: Client, folder: Path) -> None:
+    s3.put("d/k", b"x", {"x-amz-meta-a": "1"})
+    (folder / "d/k").unlink()
+
+    assert (404, []) == (s3.get("d/k").status, listed(s3))
+    s3.put("d/k", b"y")
+    assert (b"y", None) == (s3.get("d/k").body, s3.get("d/k").headers.get("x-amz-meta-a"))
+
+
+def test_a_large_file_is_served_at_once_and_its_etag_is_no_md5(s3: Client, folder: Path) -> None:
+    with (folder / "disk.img").open("wb") as file:
+        file.truncate(65 * 1024**2)
+    head = s3.head("disk.img")
+
+    assert (200, str(65 * 1024**2)) == (head.status, head.headers["content-length"])
+    assert head.etag.endswith("-1")
+    assert head.etag == s3.head("disk.img").etag
+
+
+def test_names_that_are_not_utf8_do_no_harm(s3: Client, folder: Path) -> None:
+    raw = os.fsencode(folder)
+    for name in (b"\xff.txt", b"bad\xfe%", b"%zz", b"%C3%28", b"%61", b"x%-"):
+        Path(os.fsdecode(raw + b"/" + name)).write_bytes(b"x")
+    os.mkdir(raw + b"/\xfd-folder")
+    Path(os.fsdecode(raw + b"/\xfd-folder/inside")).write_bytes(b"x")
+    s3.put("good", b"x")
+    listing = s3.get(list_type=2)
+
+    assert (200, ["good"]) == (listing.status, listing.elements("Key"))
+    assert 200 == s3.get(list_type=2, delimiter="/").status
+    assert b"x" == s3.get("good").body
+
+
+def test_a_folder_is_served_in_place(serve: Serve, tmp_path: Path) -> None:
+    own = tmp_path / "srv"
+    by_hand(own / "site/index.html", b"<h1>hi</h1>")
+    by_hand(own / "readme.txt", b"read me")
+    before = (own / "site/index.html").stat()
+    client = serve(
+        f"[site]\naccess_key = k\nsecret_key = s\npublic = read\npath = {own}\n", durability="none"
+    ).client("k", "s", bucket="site")
+    got = client.anonymous().get("site/index.html")
+
+    assert (b"<h1>hi</h1>", "text/html") == (got.body, got.headers["content-type"])
+    assert ["readme.txt", "site/index.html"] == listed(client)
+    assert before.st_mtime_ns == (own / "site/index.html").stat().st_mtime_ns
+    client.put("site/new.css", b"a{}")
+    assert b"a{}" == (own / "site/new.css").read_bytes()
+
+
+# -- every legal key ----------------------------------------------------------------------------------
+
+ODD_KEYS = [
+    "a//b", "/a", "/", "//", "///", "dir/", "dir//", "dir/x", "a/./b", "a/../b", ".", "./", "./a",
+    "a/.", "a/..", "...", "..a", "a..", "a/.../b", "%", "%%", "%-", "a%", "a%-", "a%/b", "%2F",
+    "a%2Fb", "a%2f", "%41", "A", "a\\b", "a:b", 'a*?"<>|', "con", "nul.txt", "a ", " a", " ", "a.",
+    "tab\there", "new\nline", "\r", "\x01", "\x7f", "nul\0byte", "\x85", "\u2028", "ä", "a\u0308",
+    "\u00e4\u0308", "\U0001f600", "\uffff", "\ufeff", "é/è", ".s3mini", ".s3mini/x", ".s3mini/tmp/x",
+    ".S3MINI", "x/.s3mini", "x/.s3mini/y", ".s3mini.json", "..s3mini.json", ".a.s3mini.json",
+    ".A.S3MINI.JSON", "x/.y.s3mini.json", ".x.s3mini.json/y", "x.s3mini.json", "-", "--", "~", "#",
+    "?", "&", "=", "+", "a+b", "a b", "a=b&c", "'", "(", ")", "!", "*", ";", ",", ":", "@", "$",
+    "k" * 1024, "ä" * 512, "a/" * 512, "/" * 1024, "%" * 1024, "\n" * 1024, "\U0001f600" * 256,
+    "s" * 300, "s" * 241, "s" * 242, "s" * 254, "s" * 255, "s" * 256, "s" * 300 + "/" + "t" * 300,
+    "s" * 300 + "/", "s" * 241 + "/x", "u" * 600 + "/v", "." * 300, "x" * 239 + ".." + "y" * 100,
+    "x" * 238 + "ä" * 10, "%" * 300, "." + "z" * 250 + ".s3mini.json", "w" * 300 + "/.s3mini/w",
+]  # fmt: skip
+
+
+def test_every_legal_key_can_be_stored_beside_all_others(s3: Client, folder: Path) -> None:
+    keys = [key for key in ODD_KEYS if key not in ("a/..",)]
+    for key in keys:
+        assert 200 == s3.put(key, b"1" + key.encode(), {"x-amz-meta-n": str(keys.index(key))}).status, key
+    for key in reversed(keys):
+        assert 200 == s3.put(key, key.encode(), {"x-amz-meta-n": str(keys.index(key))}).status, key
+    wrong = []
+    for number, key in enumerate(keys):
+        got = s3.get(key)
+        if (got.body, got.headers.get("x-amz-meta-n")) != (key.encode(), str(number)):
+            wrong.append((key, got.status, got.body[:50]))
+
+    assert [] == wrong
+    assert len(keys) == int(s3.get(list_type=2, encoding_type="url").element("KeyCount"))
+    for key in keys:
+        assert 204 == s3.delete(key).status
+    assert [] == left(folder)
+
+
+@pytest.mark.parametrize("key", ["a/..", "a/b/../..", "a/../b/..", "a/b/../../c"])
+def test_a_key_that_goes_up_but_stays_inside_is_a_key(s3: Client, folder: Path, key: str) -> None:
+    assert 200 == s3.put(key, b"x").status
+    assert (b"x", [key]) == (s3.get(key).body, listed(s3))
+    assert [] == [name for name in left(folder) if name not in ("a",)]
+
+
+def test_no_two_keys_share_a_file(s3: Client) -> None:
+    s3.put("a/b", b"1")
+
+    for alias in ("a//b", "/a/b", "a/b/", "a/./b", "./a/b", "a\\b", "a%2Fb", "A/b", "a/x/../b"):
+        assert "NoSuchKey" == s3.get(alias).error, alias
+
+
+@pytest.mark.parametrize("key", ["k" * 1025, "ä" * 513, "a/" * 513])
+def test_a_key_has_1024_bytes_at_most(s3: Client, folder: Path, key: str) -> None:
+    for reply in (s3.put(key, b"x"), s3.get(key), s3.delete(key)):
+        assert (400, "KeyTooLongError") == (reply.status, reply.error)
+    assert [] == left(folder)
+
+
+@pytest.mark.parametrize(
+    "path", ["..", "../x", "../media/x", "a/../../x", "%2e%2e/x", "..%2Fx", "a/%2E%2E/..%2fx", "../../../etc/passwd"]
+)
+def test_no_key_leaves_the_bucket(server: Server, s3: Client, path: str) -> None:
+    before = sorted(os.listdir(server.data.parent)), sorted(os.listdir(server.data))
+    target = f"/{s3.bucket}/{path}"
+    replies = [s3.put(target=target, body=b"x"), s3.get(target=target), s3.delete(target=target)]
+    after = sorted(os.listdir(server.data.parent)), sorted(os.listdir(server.data))
+
+    assert [400, 400, 400] == [reply.status for reply in replies]
+    assert before == after
+
+
+@pytest.mark.parametrize("path", ["%ff", "%c3%28", "a%", "a%4", "a%zz", "%ed%a0%80"])
+def test_a_path_that_is_not_utf8_is_refused(s3: Client, folder: Path, path: str) -> None:
+    target = f"/{s3.bucket}/{path}"
+    replies = [s3.put(target=target, body=b"x"), s3.get(target=target)]
+
+    assert [(400, "InvalidURI")] * 2 == [(reply.status, reply.error) for reply in replies]
+    assert [] == left(folder)
+
+
+def test_our_own_names_are_names_of_objects_too(s3: Client, folder: Path) -> None:
+    s3.put("cat.jpg", b"meow", {"x-amz-meta-a": "1"})
+    about = (folder / ".s3mini/bucket.json").read_bytes()
+
+    assert 404 == s3.get(".cat.jpg.s3mini.json").status
+    assert 404 == s3.get(".s3mini/bucket.json").status
+    s3.put(".cat.jpg.s3mini.json", b"evil")
+    s3.put(".s3mini/bucket.json", b"evil")
+    s3.delete(".s3mini/locks/00")
+    assert (b"evil", b"evil") == (s3.get(".cat.jpg.s3mini.json").body, s3.get(".s3mini/bucket.json").body)
+    assert (b"meow", "1") == (s3.get("cat.jpg").body, s3.get("cat.jpg").headers["x-amz-meta-a"])
+    assert about == (folder / ".s3mini/bucket.json").read_bytes()
+
+
+def test_our_own_names_are_not_listed(s3: Client) -> None:
+    s3.put("d/k", b"x")
+
+    assert ["d/k"] == listed(s3)
+    assert ["d/"] == s3.get(list_type=2, delimiter="/").elements("Prefix")[1:]
+
+
+# -- a and a/b ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ["a", "a/b"],
+        ["a/b", "a"],
+        ["a", "a/b", "a/b/c"],
+        ["a/b/c", "a/b", "a"],
+        ["a/b", "a/b/c", "a"],
+        ["a", "a/", "a//", "a/b/c"],
+        ["a%", "a", "a/b", "a%/b"],
+    ],
+)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_an_object_and_a_folder_may_have_one_name(
+    s3: Client, folder: Path, order: list[str], reverse: bool
+) -> None:
+    for key in order:
+        s3.put(key, key.encode(), {"x-amz-meta-key": key})
+
+    assert sorted(order) == listed(s3)
+    rest = list(order)
+    for key in sorted(order, reverse=reverse):
+        for other in rest:
+            got = s3.get(other)
+            assert (other.encode(), other) == (got.body, got.headers.get("x-amz-meta-key"))
+        s3.delete(key)
+        rest.remove(key)
+        assert ("NoSuchKey", sorted(rest)) == (s3.get(key).error, listed(s3))
+    assert [] == left(folder)
+
+
+def test_an_object_beside_a_folder_is_overwritten_in_its_place(s3: Client, folder: Path) -> None:
+    s3.put("a/b", b"x")
+    s3.put("a", b"1")
+    s3.put("a", b"2")
+    s3.delete("a/b")
+    s3.put("a", b"3")
+
+    assert (b"3", ["a"]) == (s3.get("a").body, listed(s3))
+    s3.delete("a")
+    assert ([], []) == (listed(s3), left(folder))
+
+
+def test_an_adopted_file_steps_aside_too(s3: Client, folder: Path) -> None:
+    by_hand(folder / "a", b"by hand")
+    s3.put("a/b", b"x")
+
+    assert (b"by hand", b"x") == (s3.get("a").body, s3.get("a/b").body)
+    assert md5(b"by hand") == s3.head("a").etag
+
+
+# -- links, pipes -------------------------------------------------------------------------------------
+
+
+def test_a_link_to_a_file_is_not_followed(s3: Client, folder: Path, outside: Path) -> None:
+    os.symlink(outside / "secret", folder / "link")
+    replies = s3.get("link"), s3.head("link"), s3.get(list_type=2)
+
+    assert [404, 404, 200] == [reply.status for reply in replies]
+    assert [] == replies[2].elements("Key")
+    s3.put("link", b"new")
+    s3.delete("link")
+    assert OUTSIDE == (outside / "secret").read_bytes()
+
+
+def test_a_link_to_a_folder_is_not_followed(s3: Client, folder: Path, outside: Path) -> None:
+    os.symlink(outside, folder / "link", target_is_directory=True)
+
+    assert 404 == s3.get("link/secret").status
+    assert [] == listed(s3)
+    assert [] == s3.get(list_type=2, delimiter="/").elements("Prefix")[1:]
+    assert [] == s3.get(list_type=2, prefix="link/").elements("Key")
+    assert s3.put("link/new", b"x").status in (400, 404)
+    s3.delete("link/secret")
+    assert ["secret"] == os.listdir(outside)
+
+
+def test_a_dangling_link_makes_nothing(s3: Client, folder: Path, outside: Path) -> None:
+    os.symlink(outside / "nothing", folder / "link")
+
+    assert (404, []) == (s3.get("link").status, listed(s3))
+    s3.put("link", b"x")
+    assert ["secret"] == os.listdir(outside)
+
+
+def test_a_link_to_a_sidecar_is_not_followed(s3: Client, folder: Path, outside: Path) -> None:
+    s3.put("k", b"x", {"x-amz-meta-a": "1"})
+    told = sidecar(folder / "k").read_text().replace('"1"', '"planted"')
+    (outside / "secret").write_text(told)
+    sidecar(folder / "k").unlink()
+    os.symlink(outside / "secret", sidecar(folder / "k"))
+    (folder / "k").write_bytes(b"y")
+
+    assert (b"y", None) == (s3.get("k").body, s3.get("k").headers.get("x-amz-meta-a"))
+    s3.put("k", b"z", {"x-amz-meta-a": "2"})
+    assert told == (outside / "secret").read_text()
+
+
+def test_a_link_is_not_the_source_of_a_copy(s3: Client, folder: Path, outside: Path) -> None:
+    os.symlink(outside / "secret", folder / "link")
+
+    assert 404 == s3.put("copy", b"", {"x-amz-copy-source": f"{s3.bucket}/link"}).status
+
+
+def test_a_pipe_does_not_hang_anybody(s3: Client, folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+
+    assert [404, 404] == [s3.get("pipe").status, s3.head("pipe").status]
+    assert [] == listed(s3)
+    assert s3.put("pipe", b"x").status < 500
+    assert s3.delete("pipe").status < 500
+
+
+def test_a_bucket_that_is_a_folder_of_links_can_be_deleted(
+    server: Server, s3: Client, folder: Path, outside: Path
+) -> None:
+    os.symlink(outside, folder / "link", target_is_directory=True)
+    s3.delete()
+
+    assert ["secret"] == os.listdir(outside)
+
+

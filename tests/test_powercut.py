@@ -1,0 +1,463 @@
+"""After a power cut at any moment an object is the old one or the new one, whole.
+
+powercut.py replays the cuts. The last tests leave out one fsync each: the checker must see it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+import s3mini
+from powercut import (
+    Bench,
+    BytesSource,
+    Event,
+    Forgetful,
+    KilledError,
+    PartOf,
+    Recorder,
+    body_of,
+    check_state,
+    entry_of,
+    fast_folder,
+    put,
+    version_of,
+)
+
+NEW = b"new content, which is longer than the old content was"
+SAME_SIZE = b"NEW CONTENT OF THIS KEY"  # as long as the old one: only the mtime tells them apart
+UPLOAD = "0123456789abcdef" * 2
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """A bucket in a folder where many small files are made quickly."""
+    with tempfile.TemporaryDirectory(prefix="s3mini-powercut-", dir=fast_folder()) as folder:
+        made = Bench(Path(folder))
+        made.create()
+        yield made
+
+
+Record = Callable[[], None]
+Scenario = Callable[[Bench, Record], None]
+
+
+def put_new(bench: Bench, record: Record) -> None:
+    bench.prepare("other")
+    record()
+    bench.put("k", NEW, "new")
+
+
+def put_in_new_folders(bench: Bench, record: Record) -> None:
+    record()
+    bench.put("x/y/k", NEW, "new")
+
+
+def put_over(bench: Bench, record: Record) -> None:
+    bench.prepare("x/k")
+    record()
+    bench.put("x/k", NEW, "new")
+
+
+def put_over_same_size(bench: Bench, record: Record) -> None:
+    bench.prepare("k")
+    record()
+    bench.put("k", SAME_SIZE, "new")
+
+
+def put_over_twice(bench: Bench, record: Record) -> None:
+    bench.prepare("x/k")
+    record()
+    bench.put("x/k", SAME_SIZE, "new")
+    bench.put("x/k", NEW, "newest")
+
+
+def put_refused(bench: Bench, record: Record) -> None:
+    """A condition that fails changes nothing, and takes the folders made for it away."""
+    bench.prepare("k")
+    record()
+
+    def refuse(_: Any) -> None:
+        raise s3mini.S3Error("PreconditionFailed")
+
+    for key in ("k", "x/y/k"):
+        with bench.operation({key: bench.things.get(key)}) as store:
+            with pytest.raises(s3mini.S3Error):
+                store.put(key, body_of(NEW), lambda: entry_of(NEW, "new"), refuse)
+
+
+def put_by_hand(bench: Bench, record: Record) -> None:
+    """A file without a sidecar becomes an object of the same bytes, and is then overwritten."""
+    old = b"put there by hand"
+    Path(bench.root, "k.txt").write_bytes(old)
+    entry = bench.store.head("k.txt")
+    Path(bench.root, ".k.txt.s3mini.json").unlink()
+    bench.things["k.txt"] = version_of(old, entry)
+    record()
+    bench.put("k.txt", NEW, "new")
+
+
+def delete(bench: Bench, record: Record) -> None:
+    bench.prepare("x/y/k")
+    bench.prepare("x/other")
+    record()
+    bench.delete("x/y/k")
+
+
+def delete_and_put_again(bench: Bench, record: Record) -> None:
+    bench.prepare("x/k")
+    record()
+    bench.delete("x/k")
+    bench.put("x/k", SAME_SIZE, "new")
+
+
+def delete_many(bench: Bench, record: Record) -> None:
+    for key in ("k", "x/k", "x/l", "other"):
+        bench.prepare(key)
+    record()
+    bench.delete("k", "x/k", "x/l", "nothing")
+
+
+def update(bench: Bench, record: Record) -> None:
+    """Another content type, metadata and tags for the same bytes, twice."""
+    old = b"old content of this key"
+    bench.prepare("x/k", old)
+    record()
+    for name in ("new", "newest"):
+        wanted = entry_of(old, name)
+        change = {n: getattr(wanted, n) for n in ("headers", "metadata", "tags")}
+        with bench.operation({"x/k": version_of(old, wanted)}) as store:
+            store.update("x/k", lambda entry, c=change: replace(entry, **c), s3mini.no_check)
+
+
+def update_and_put(bench: Bench, record: Record) -> None:
+    update(bench, record)
+    bench.put("x/k", SAME_SIZE, "put")
+
+
+def copy(bench: Bench, record: Record) -> None:
+    data = b"old content of this key"
+    bench.prepare("source", data)
+    bench.prepare("x/k", NEW)
+    record()
+    with bench.operation({"x/k": version_of(data, entry_of(data, "copy"))}) as store:
+        found = store.open("source")
+        with open(found.fd, "rb"):
+            reader = s3mini.FileReader(found.fd, 0, len(data))
+            body = s3mini.Body(reader, s3mini.Promise(length=len(data)))
+            store.put("x/k", body, lambda: entry_of(data, "copy"), s3mini.no_check)
+
+
+def multipart(bench: Bench, record: Record) -> None:
+    """Create, two parts, one of them sent twice, Complete over an object that is there."""
+    pieces = [b"the first part ", b"and the second"]
+    data = b"".join(pieces)
+    final = entry_of(data, "joined", etag="0123-2", parts=["15", "14"], upload=UPLOAD)
+    things = [PartOf(UPLOAD, "x/k", number) for number in (1, 2)]
+    bench.prepare("x/k")
+    record()
+    upload = s3mini.Upload(UPLOAD, "x/k", 1_600_000_000, entry_of(b"", "joined"))
+    with bench.operation(dict.fromkeys(things)) as store:
+        store.create_upload(upload)
+    for number, piece in ((1, b"sent again later"), (2, pieces[1]), (1, pieces[0])):
+        md5 = hashlib.md5(piece).hexdigest()
+        with bench.operation({things[number - 1]: md5}) as store:
+            body = body_of(piece)
+            store.put_part(upload, number, body)
+    with bench.operation({"x/k": version_of(data, final), **dict.fromkeys(things)}) as store:
+        store.complete_upload(
+            upload, lambda parts: parts, lambda _: replace(final, md5=""), s3mini.no_check
+        )
+
+
+def abort(bench: Bench, record: Record) -> None:
+    bench.prepare("k")
+    upload = s3mini.Upload(UPLOAD, "k", 1_600_000_000, entry_of(b"", "joined"))
+    bench.store.create_upload(upload)
+    bench.store.put_part(upload, 1, body_of(NEW))
+    thing = PartOf(UPLOAD, "k", 1)
+    bench.things[thing] = hashlib.md5(NEW).hexdigest()
+    record()
+    with bench.operation({thing: None}) as store:
+        store.abort_upload(upload)
+
+
+def step_aside(bench: Bench, record: Record) -> None:
+    bench.prepare("a")
+    record()
+    bench.put("a/b", NEW, "new")
+
+
+def step_aside_and_go_on(bench: Bench, record: Record) -> None:
+    """With a folder of its name there, the object is overwritten, deleted, and made again."""
+    bench.prepare("a")
+    record()
+    bench.put("a/b", NEW, "new")
+    bench.put("a", SAME_SIZE, "new")
+    bench.delete("a")
+    bench.put("a", NEW, "newest")
+    bench.delete("a/b")
+
+
+def odd_names(bench: Bench, record: Record) -> None:
+    """Escaped, split over several folders, and empty segments."""
+    record()
+    bench.put("dir/", NEW, "new")
+    bench.put("ä%" + "x" * 300, NEW, "new")
+
+
+SCENARIOS: list[Scenario] = [
+    put_new, put_in_new_folders, put_over, put_over_same_size, put_over_twice, put_refused,
+    put_by_hand, delete, delete_and_put_again, delete_many, update, update_and_put, copy, multipart,
+    abort, step_aside, step_aside_and_go_on, odd_names,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_power_cut_leaves_the_old_object_or_the_new_one(bench: Bench, scenario: Scenario) -> None:
+    scenario(bench, bench.record)
+
+    states, damage = bench.damage()
+    assert not damage, damage
+    assert states > 2, "nothing was replayed"
+
+
+def test_a_second_power_cut_does_no_more_than_the_first(bench: Bench) -> None:
+    """A write over whatever a power cut has left is as safe as any other."""
+    put_over_same_size(bench, bench.record)
+    total = 0
+
+    for number, (state, root) in enumerate(bench.states()):
+        again = Bench(bench.folder / f"again{number}")
+        again.folder.mkdir()
+        shutil.copytree(root, again.root)
+        state.make(again.root + "-read")
+        again.things = check_state(again.root + "-read", state.allowed)
+        again.record()
+        again.put("k", NEW, "newest")
+        states, damage = again.damage()
+        total += states
+        assert not damage, f"{damage}\nafter the first power cut at\n{state}"
+        shutil.rmtree(again.folder)
+    assert total > 50, "nothing was replayed"
+
+
+def second_put_in_the_folder(bench: Bench) -> None:
+    bench.put("x/y/other", NEW, "new")
+
+
+def same_put_again(bench: Bench) -> None:
+    bench.put("x/y/k", NEW, "new")
+
+
+def same_delete_again(bench: Bench) -> None:
+    bench.delete("x/k")
+
+
+@pytest.mark.parametrize(
+    ("scenario", "after"),
+    [
+        (put_in_new_folders, second_put_in_the_folder),
+        (put_in_new_folders, same_put_again),
+        (put_over, same_delete_again),
+        (delete_and_put_again, same_delete_again),
+        (step_aside, lambda bench: bench.put("a/c", NEW, "new")),
+        (step_aside, lambda bench: bench.put("a", NEW, "newest")),
+    ],
+    ids=["folder", "put", "delete-a-put", "delete", "step-aside", "stepped-aside"],
+)
+def test_what_a_killed_server_saw_is_not_yet_on_the_disk(
+    bench: Bench, scenario: Scenario, after: Callable[[Bench], None]
+) -> None:
+    """kill -9 between a change and its fsync, a restart, a write that is acknowledged, a cut.
+
+    The write must not rely on a change that nobody has synced.
+    """
+    for kill_at in range(1, 200):
+        tried = Bench(bench.folder / f"killed{kill_at}")
+        tried.create()
+        ended = run_until_killed(tried, scenario, kill_at)
+        after(tried)
+        _, damage = tried.damage(only_after="acknowledged")
+        assert not damage, f"killed at call {kill_at}; {damage}"
+        shutil.rmtree(tried.folder)
+        if ended:
+            return
+    pytest.fail("the operation never ended")
+
+
+def run_until_killed(bench: Bench, scenario: Scenario, kill_at: int) -> bool:
+    """Whether it came to its end. Then a fresh server runs on the same files."""
+
+    def record() -> None:
+        bench.record(lambda root: Recorder(root, kill_at))
+
+    try:
+        scenario(bench, record)
+        ended = True
+    except KilledError:
+        ended = False
+    bench.recorder.kill_at = 0
+    bench.store = s3mini.Store(bench.root, bench.recorder)
+    bench.store.clean()
+    return ended
+
+
+@pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s is not put_by_hand])
+def test_every_change_of_the_disk_goes_through_the_file_layer(
+    bench: Bench, scenario: Scenario
+) -> None:
+    """Else these tests would not see it. Lock files do not count: they hold nothing."""
+    scenario(bench, bench.record)
+
+    past = [path for path in bench.unrecorded() if not is_lock_file(path)]
+    assert [] == [path for path in past if not path.startswith(".s3mini/tmp/")]
+    assert [] == list(Path(bench.root, ".s3mini", "tmp").iterdir())
+
+
+def is_lock_file(path: str) -> bool:
+    return path.startswith(".s3mini/locks/") or path.endswith("/lock")
+
+
+# -- the checker can see it -------------------------------------------------------------------------
+
+
+def last_change(log: list[Event]) -> Event:
+    """The last event before this fsync that changed something."""
+    return next((e for e in reversed(log) if not e.call.startswith("sync")), Event("nothing"))
+
+
+def is_stamped(log: list[Event], event: Event) -> bool:
+    return any(e.call == "stamp" and e.node == event.node for e in log)
+
+
+def has_data(log: list[Event], event: Event) -> bool:
+    return any(e.call == "write" and e.node == event.node for e in log)
+
+
+def of_data(log: list[Event], event: Event) -> bool:
+    return event.call == "sync" and is_stamped(log, event) and has_data(log, event)
+
+
+def of_sidecar(log: list[Event], event: Event) -> bool:
+    return event.call == "sync" and not is_stamped(log, event)
+
+
+def of_stamp(log: list[Event], event: Event) -> bool:
+    """update()'s fsync, of a file that was there before."""
+    return event.call == "sync" and is_stamped(log, event) and not has_data(log, event)
+
+
+def after_sidecar(log: list[Event], event: Event) -> bool:
+    change = last_change(log)
+    return event.call == "sync_folder" and change.call == "rename" and is_sidecar(change)
+
+
+def after_data(log: list[Event], event: Event) -> bool:
+    change = last_change(log)
+    return event.call == "sync_folder" and change.call == "rename" and not is_sidecar(change)
+
+
+def is_sidecar(event: Event) -> bool:
+    return event.name.endswith(s3mini.SIDECAR)
+
+
+def after_mkdir(log: list[Event], event: Event) -> bool:
+    return event.call == "sync_folder" and last_change(log).call == "mkdir"
+
+
+def after_unlink(log: list[Event], event: Event) -> bool:
+    return event.call == "sync_folder" and last_change(log).call == "unlink"
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "scenario"),
+    [
+        (of_data, put_new),
+        (of_data, put_over),
+        (of_data, put_over_same_size),
+        (of_data, copy),
+        (of_data, multipart),
+        (of_sidecar, put_over),
+        (of_sidecar, update),
+        (of_sidecar, step_aside),
+        (of_sidecar, multipart),
+        (after_sidecar, put_new),
+        (after_sidecar, put_over),
+        (after_sidecar, put_over_same_size),
+        (after_sidecar, update),
+        (after_sidecar, step_aside),
+        (after_data, put_new),
+        (after_data, put_over_twice),
+        (after_data, multipart),
+        (after_data, step_aside),
+        (after_mkdir, put_in_new_folders),
+        (after_mkdir, multipart),
+        (after_mkdir, step_aside),
+        (after_unlink, delete),
+        (after_unlink, delete_many),
+        (after_unlink, abort),
+        (of_stamp, update),
+    ],
+)
+def test_a_protocol_with_one_fsync_left_out_is_found(
+    bench: Bench, forgotten: Callable[[list[Event], Event], bool], scenario: Scenario
+) -> None:
+    scenario(bench, lambda: bench.record(lambda root: Forgetful(root, forgotten)))
+
+    _, damage = bench.damage()
+    assert "" != damage
+
+
+class UnlinksSidecarFirst(s3mini.Store):
+    """DELETE in the other order: a power cut between leaves a file without its metadata."""
+
+    def _delete_data(self, key: str, *more: Any) -> Any:
+        folder, _, name = f"{self.root}/{key}".rpartition("/")
+        with s3mini.Folder.open(folder) as place, contextlib.suppress(FileNotFoundError):
+            self.disk.unlink(place, f".{name}{s3mini.SIDECAR}")
+        return super()._delete_data(key, *more)
+
+
+def test_a_delete_in_the_wrong_order_is_found(bench: Bench) -> None:
+    bench.prepare("k")
+    bench.record()
+    bench.store = UnlinksSidecarFirst(bench.root, bench.recorder)
+    with bench.operation({"k": None}) as store:
+        store._delete_data("k", ["k"], s3mini.no_check)
+
+    _, damage = bench.damage()
+    assert "" != damage
+
+
+def test_an_object_whose_last_byte_is_torn_is_found(bench: Bench) -> None:
+    """The checker itself: a file with the right size and mtime, and a wrong byte."""
+    bench.prepare("k")
+    bench.record()
+    path = Path(bench.root, "k")
+    mtime = path.stat().st_mtime_ns
+    with path.open("r+b") as file:
+        file.write(b"X")
+    os.utime(path, ns=(mtime, mtime))
+
+    with pytest.raises(AssertionError, match="damaged"):
+        check_state(bench.root, {"k": frozenset([bench.things["k"]])})
+
+
+def test_put_reads_its_body_in_pieces(bench: Bench) -> None:
+    """What makes the states of a half written file worth something."""
+    bench.record()
+    put(bench.store, "k", NEW, "new")
+
+    writes = [e for e in bench.recorder.log if e.call == "write"]
+    assert len(writes) >= len(NEW) // 24
+    assert BytesSource(NEW).read(100) == NEW[:24]
