@@ -45,6 +45,7 @@ import functools
 import hashlib
 import hmac
 import http.server
+import itertools
 import json
 import mimetypes
 import os
@@ -115,6 +116,8 @@ PATIENCE_SECONDS = (
 TIDY_SECONDS = 3600  # between looks for uploads that nobody finished              [ours]
 BACKLOG = 1024  # connections the kernel may hold for us                       [ours]
 
+FREE_SECONDS = 0.5  # a reading of the disk's free space is good for this      [ours]
+MIN_INODES = 64  # are kept free on a disk that counts them                    [ours]
 ADOPT_BYTES = 64 * MIB  # a file put there by hand is hashed up to this        [ours]
 MAX_NAME = 241  # bytes of a file name: 255 less ".", "%" and ".s3mini.json"   [Linux: NAME_MAX]
 LOCKS = 256  # lock files of a bucket                                          [ours]
@@ -621,16 +624,12 @@ class Head:
     host: str  # lower case, with the port if there is one; "" only for HTTP/1.0
     minor: int  # HTTP/1.minor
 
-    @functools.cached_property
-    def pairs(self) -> list[tuple[str, str]]:
-        """The query's names and values, decoded, in order. Raises InvalidURI."""
+    def __post_init__(self) -> None:
+        """Raises InvalidURI."""
         pieces = [p.partition("=") for p in self.query_text.split("&") if p]
-        return [(decode_escapes(n, plus=True), decode_escapes(v, plus=True)) for n, _, v in pieces]
-
-    @functools.cached_property
-    def query(self) -> dict[str, str]:
-        """The same as a mapping; of a repeated name the first counts."""
-        return dict(reversed(self.pairs))
+        # the query's names and values, decoded, in order; and of a repeated name the first
+        self.pairs = [(decode_escapes(n, True), decode_escapes(v, True)) for n, _, v in pieces]
+        self.query = dict(reversed(self.pairs))
 
     @property
     def length(self) -> Optional[int]:
@@ -787,6 +786,7 @@ def render_iso_date(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(seconds))
 
 
+@functools.lru_cache(256)
 def parse_iso_date(text: str) -> Optional[float]:
     """Seconds since 1970 of "1994-11-06T08:49:37.000Z" or "19941106T084937Z", or None."""
     match = re.fullmatch(
@@ -879,10 +879,9 @@ def render_head(response: Response) -> bytes:
     """The status line and headers. The one place where headers go out: no control byte passes."""
     lines = [f"HTTP/1.1 {response.status} {REASONS[response.status]}"]
     lines += [f"{name}: {value}" for name, value in response.headers.items()]
-    text = "\r\n".join(lines)
-    if UNSAFE.search(text.replace("\r\n", "")) or text.count("\r\n") != len(response.headers):
-        text = "\r\n".join(UNSAFE.sub(" ", line) for line in lines)
-    return (text + "\r\n\r\n").encode("latin-1")
+    if not "".join(lines).isprintable():  # the common case is told in 1 us
+        lines = [UNSAFE.sub(" ", line) for line in lines]
+    return "\r\n".join([*lines, "\r\n"]).encode("latin-1", "replace")
 
 
 # ==================================================================================================
@@ -1203,6 +1202,21 @@ AUTHORIZATION = re.compile(
 )
 
 
+class SigningKey:
+    """An HMAC-SHA256 key with its two blocks hashed already: 7.7 -> 3.2 us a signature, 3.11."""
+
+    def __init__(self, key: bytes):
+        block = key.ljust(64, b"\0")
+        self._inner = hashlib.sha256(bytes([b ^ 0x36 for b in block]))
+        self._outer = hashlib.sha256(bytes([b ^ 0x5C for b in block]))
+
+    def sign(self, text: str) -> str:
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(text.encode("latin-1"))
+        outer.update(inner.digest())
+        return outer.hexdigest()
+
+
 @dataclass(frozen=True)
 class Signed:
     """What a verified signature says. Nothing else tells who a client is."""
@@ -1212,7 +1226,7 @@ class Signed:
     date: str = ""  # 20240501T120000Z
     scope: str = ""  # 20240501/us-east-1/s3/aws4_request
     signature: str = field(default="", repr=False)  # the first chunk's is chained to it
-    key: bytes = field(default=b"", repr=False)  # derived from the secret for one day and region
+    key: Optional[SigningKey] = field(default=None, repr=False)  # of one day and region
 
 
 @dataclass(frozen=True)
@@ -1236,16 +1250,12 @@ class Keyring(NamedTuple):
 
 
 @functools.lru_cache(256)
-def signing_key(secret: str, date: str, region: str) -> bytes:
-    """The day's key; four HMACs are a third of a verification, hence the cache. [AWS: SigV4]"""
+def signing_key(secret: str, date: str, region: str) -> SigningKey:
+    """The key of a day and region; it takes longer than all else, hence the cache. [AWS: SigV4]"""
     key = ("AWS4" + secret).encode()
     for part in (date, region, "s3", "aws4_request"):
         key = hmac.digest(key, part.encode(), "sha256")
-    return key
-
-
-def sign_text(key: bytes, text: str) -> str:
-    return hmac.digest(key, text.encode("latin-1"), "sha256").hex()
+    return SigningKey(key)
 
 
 def same(a: str, b: str) -> bool:
@@ -1434,7 +1444,7 @@ def verify_v4(head: Head, claim: Claim, secret: str, keyring: Keyring) -> Signed
 
     def fits(**changed: str) -> bool:
         text = string_to_sign(claim, canonical_request(head, claim, **changed))
-        return same(sign_text(key, text), claim.signature)
+        return same(key.sign(text), claim.signature)
 
     if fits() or any(fits(**changed) for changed in proxy_candidates(head, claim, keyring)):
         return signed
@@ -1482,7 +1492,7 @@ def explain(head: Head, claim: Claim, secret: str, keyring: Keyring) -> str:
     def fits(with_secret: str, changed: Mapping[str, str]) -> bool:
         text = string_to_sign(claim, canonical_request(head, claim, **changed))
         return same(
-            sign_text(signing_key(with_secret, claim.date[:8], region), text), claim.signature
+            signing_key(with_secret, claim.date[:8], region).sign(text), claim.signature
         )
 
     for sentence, changed in mistakes(head):
@@ -1626,7 +1636,7 @@ def verify_form(fields: Mapping[str, str], keyring: Keyring, now: float) -> Sign
             raise S3Error("InvalidArgument", "x-amz-date must be on the credential's day.",
                           ArgumentName="x-amz-date")
         key = signing_key(secret_of(keyring, access_key), date, region)
-        expected, given = sign_text(key, policy), fields["x-amz-signature"]
+        expected, given = key.sign(policy), fields["x-amz-signature"]
     if not same(expected, given):
         raise S3Error("SignatureDoesNotMatch", AWSAccessKeyId=access_key, StringToSign=policy)
     return Signed(access_key, UNSIGNED)
@@ -1857,8 +1867,9 @@ class AwsChunkedReader:
     def _check(self, form: str, expected: str) -> None:
         """Raises SignatureDoesNotMatch; each signature is chained to the one before."""
         assert self._signed
+        assert self._signed.key
         place = f"{self._signed.date}\n{self._signed.scope}\n{self._previous}"
-        if not same(sign_text(self._signed.key, ALGORITHM + form.format(place)), expected):
+        if not same(self._signed.key.sign(ALGORITHM + form.format(place)), expected):
             raise S3Error("SignatureDoesNotMatch", "The signature of a chunk does not match.")
         self._previous = expected
 
@@ -2327,6 +2338,7 @@ O_BINARY = getattr(os, "O_BINARY", 0)
 O_NOFOLLOW, O_NONBLOCK = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 O_DIRECTORY, O_CLOEXEC = getattr(os, "O_DIRECTORY", 0), getattr(os, "O_CLOEXEC", 0)
 HAS_DIR_FD = os.open in os.supports_dir_fd and O_DIRECTORY != 0
+READ_FLAGS = os.O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_BINARY
 LINK_ERRORS = (errno.ELOOP, errno.EMLINK)  # what O_NOFOLLOW answers on Linux, on BSD
 
 
@@ -2365,8 +2377,7 @@ class Folder:
 
     def open_file(self, name: str) -> int:
         """Raises OSError. A FIFO does not block; a link raises ELOOP."""
-        flags = os.O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_BINARY
-        return os.open(self.at(name), flags, dir_fd=self.fd)
+        return os.open(self.at(name), READ_FLAGS, dir_fd=self.fd)
 
     def stat(self, name: str) -> os.stat_result:
         return os.stat(self.at(name), dir_fd=self.fd, follow_symlinks=False)
@@ -2454,15 +2465,20 @@ def copy_range(source: int, offset: int, length: int, fd: int) -> int:
 
 
 class Staged:
-    """A temp file on its way to become an object. A flock tells the living from the left behind."""
+    """A temp file on its way to its name. A flock tells the living from the left behind.
 
-    def __init__(self, disk: Disk, folder: str):
+    A sidecar's is so short-lived that it has none: should a starting server take it for a dead
+    one, the rename fails, and the commit is tried again.
+    """
+
+    def __init__(self, disk: Disk, folder: str, locked: bool = True):
         self.disk = disk
         while True:
             self.path = os.path.join(folder, secrets.token_hex(12))
             self.fd = disk.create(self.path)
-            if HAS_FLOCK:
-                fcntl.flock(self.fd, fcntl.LOCK_EX)
+            if not locked or not HAS_FLOCK:
+                break
+            fcntl.flock(self.fd, fcntl.LOCK_EX)
             if os.fstat(self.fd).st_nlink:  # a starting server may have taken it for a dead one
                 break
             os.close(self.fd)
@@ -2506,7 +2522,11 @@ class Found(NamedTuple):
     """An object and its data file, open: the descriptor pins this version."""
 
     entry: Entry
-    fd: int
+    fd: int  # -1 where only the entry was asked for
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 class Part(NamedTuple):
@@ -2786,6 +2806,30 @@ def is_canonical(key: str, names: tuple[str, ...]) -> bool:
     return key_of_names(list(names)) == key and 0 < len(key.encode()) <= MAX_KEY
 
 
+class Known(NamedTuple):
+    """An entry in memory, with the generation and the path of the file that it describes.
+
+    A file that is opened by this path, its last name not followed, and is the same inode and
+    generation, is the one that was reached folder by folder before: no link can have led astray.
+    """
+
+    path: str
+    dev: int
+    ino: int
+    size: int
+    mtime_ns: int
+    entry: Entry
+
+    @classmethod
+    def of(cls, place: Place, info: os.stat_result, entry: Entry) -> Known:
+        path = os.path.join(place.folder.path, place.name)
+        return cls(path, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, entry)
+
+    def fits(self, info: os.stat_result) -> bool:
+        return (self.ino == info.st_ino and self.mtime_ns == info.st_mtime_ns
+                and self.size == info.st_size and self.dev == info.st_dev)
+
+
 class JoinedReader:
     """What is there and what comes behind it, as one body; the second verifies itself."""
 
@@ -2808,7 +2852,8 @@ class Store:
     def __init__(self, root: str, disk: Disk, min_free: int = 0):
         self.root, self.disk, self.min_free = root, disk, min_free
         self.room = os.path.join(root, ROOM)
-        self._entries: dict[tuple[int, int, int, int], tuple[str, Entry]] = {}
+        self._entries: dict[str, Known] = {}
+        self._free, self._free_until = 0, 0.0  # bytes above min_free, and how long that counts
         self._about: tuple[tuple[int, ...], dict[str, Any]] = ((), {})
         self._thread_locks = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
 
@@ -2886,35 +2931,57 @@ class Store:
         """Whether `length` more bytes leave min_free. Raises InsufficientStorage."""
         if not self.min_free or not hasattr(os, "statvfs"):
             return
+        now = time.monotonic()
+        if length + GIB < self._free and now < self._free_until:
+            return  # plenty a moment ago: statvfs is not asked for each of many small writes
         info = os.statvfs(self.root)
-        if (
-            info.f_bavail * info.f_frsize - length < self.min_free
-            or 0 < info.f_files > info.f_favail < 64
-        ):
+        self._free = info.f_bavail * info.f_frsize - self.min_free
+        self._free_until = now + FREE_SECONDS
+        if length > self._free or info.f_files > 0 and info.f_favail < MIN_INODES:
             raise S3Error("InsufficientStorage")
 
     # -- reading ---------------------------------------------------------------------------------
 
     def open(self, key: str) -> Found:
         """The object, open; close its fd. Raises NoSuchKey, AccessDenied."""
+        known = self._entries.get(key)
+        if known:  # fast path: open and fstat, half the system calls of the walk
+            with contextlib.suppress(OSError):
+                fd = os.open(known.path, READ_FLAGS)
+                if known.fits(os.fstat(fd)):
+                    return Found(known.entry, fd)
+                os.close(fd)
+        return self._open_slowly(key)
+
+    def _open_slowly(self, key: str) -> Found:
+        """Folder by folder, and again while writers are at it."""
         names, seen = names_of_key(key), 0
         for attempt in range(ROUNDS + 1):
             place = self._open_data(names, key)
-            with place.folder:
-                info = os.fstat(place.fd)
-                entry = self._known(place, info, key)
-                if entry:
-                    return Found(entry, place.fd)
-                twice, seen = seen == info.st_ino, info.st_ino
-                if twice or attempt == ROUNDS:
-                    return Found(self._settle(place, key), place.fd)
+            try:
+                with place.folder:
+                    info = os.fstat(place.fd)
+                    entry = self._known(place, info, key)
+                    twice, seen = seen == info.st_ino, info.st_ino
+                    if not entry and (twice or attempt == ROUNDS):
+                        entry = self._settle(place, key)
+            except BaseException:
                 os.close(place.fd)
+                raise
+            if entry:
+                return Found(entry, place.fd)
+            os.close(place.fd)
         raise AssertionError("unreachable")
 
     def head(self, key: str) -> Entry:
         """What is known of the object. Raises NoSuchKey, AccessDenied."""
-        found = self.open(key)
-        os.close(found.fd)
+        known = self._entries.get(key)
+        if known:  # fast path, as in open
+            with contextlib.suppress(OSError):
+                if known.fits(os.stat(known.path, follow_symlinks=False)):
+                    return known.entry
+        found = self._open_slowly(key)
+        found.close()
         return found.entry
 
     def _open_data(self, names: list[str], key: str) -> Place:
@@ -2945,29 +3012,28 @@ class Store:
 
     def _known(self, place: Place, info: os.stat_result, key: str) -> Optional[Entry]:
         """The entry that describes this data file, or None. Raises NoSuchKey on folding disks."""
-        generation = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
-        cached = self._entries.get(generation)
-        if cached and cached[0] == key:
-            return cached[1]
+        known = self._entries.get(key)
+        if known and known.fits(info):
+            return known.entry
         sidecar = self._read_sidecar(place)
         entry = sidecar.fitting(info) if sidecar else None
         if sidecar and entry and sidecar.key != key:
             raise S3Error("NoSuchKey", Key=key)
         if entry:
-            self._remember(generation, key, entry)
+            self._remember(key, Known.of(place, info, entry))
         return entry
 
-    def _remember(self, generation: tuple[int, int, int, int], key: str, entry: Entry) -> None:
-        """Keep an entry by its file's generation: a hot GET is open, fstat and sendfile.
+    def _remember(self, key: str, known: Known) -> None:
+        """Keep an entry in memory.
 
         Not where the disk counts whole seconds: there an inode used again could look the same.
         """
-        if generation[3] % 1_000_000_000 == 0 or len(entry.parts) > 100:
+        if known.mtime_ns % 1_000_000_000 == 0 or len(known.entry.parts) > 100:
             return
         while len(self._entries) >= CACHED_ENTRIES:
             with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # another thread's
                 del self._entries[next(iter(self._entries))]
-        self._entries[generation] = (key, entry)
+        self._entries[key] = known
 
     def _read_sidecar(self, place: Place) -> Optional[Sidecar]:
         """None when there is none, or none that can be read: the object is adopted then."""
@@ -3183,7 +3249,7 @@ class Store:
 
     def _write_file(self, folder: Folder, name: str, data: bytes) -> None:
         """A small file, whole or not at all: written aside, synced, renamed, the folder synced."""
-        with self.stage() as staged:
+        with Staged(self.disk, os.path.join(self.room, "tmp"), locked=False) as staged:
             self.disk.write(staged.fd, data)
             self.disk.sync(staged.fd)
             staged.rename(folder, name)
@@ -3702,6 +3768,10 @@ def is_lock(key: str) -> bool:
     return re.fullmatch(r"(?:.*/)?locks/[^/]+", key, re.DOTALL) is not None
 
 
+def union_of_modes(sections: tuple[Section, ...], access_key: str) -> frozenset[str]:
+    return frozenset().union(*(MODES[s.mode] for s in sections if s.access_key == access_key))
+
+
 class Buckets:
     """Every bucket by name, and who may use it."""
 
@@ -3709,6 +3779,13 @@ class Buckets:
         self.config, self.disk = config, disk
         self.keyring = Keyring(config.secrets, config.hosts)
         self._stores: dict[str, Store] = {}
+        declared = {s.pattern: config.sections_of(s.pattern) for s in config.sections
+                    if not s.is_pattern}
+        self._declared = {  # name -> (its section, access key -> what it may do)
+            name: (sections[0], {s.access_key: union_of_modes(sections, s.access_key)
+                                 for s in sections if s.access_key})
+            for name, sections in declared.items()
+        }
 
     def prepare(self) -> None:
         """Make the declared buckets, and tidy what a crash left. Raises OSError."""
@@ -3745,9 +3822,8 @@ class Buckets:
 
     def find(self, name: str) -> Optional[Section]:
         """The bucket's settings. Raises NoSuchBucket; None: its key is no longer in the INI."""
-        own = self.config.sections_of(name)
-        if own:
-            return own[0]
+        if name in self._declared:
+            return self._declared[name][0]
         owner = self._owner(name) if is_bucket_name(name) else None
         if owner is None:
             raise S3Error("NoSuchBucket", BucketName=name)
@@ -3755,11 +3831,11 @@ class Buckets:
 
     def grants(self, name: str, access_key: str) -> frozenset[str]:
         """What a key may do with the bucket: the union of the sections that name it."""
-        own = [s for s in self.config.sections_of(name) if s.access_key == access_key]
-        if not own and access_key and not self.config.sections_of(name):
-            own = [s for s in self.config.patterns_of(access_key, name)
-                   if self._owner(name) == access_key]
-        return frozenset().union(*(MODES[s.mode] for s in own))
+        if name in self._declared:
+            return self._declared[name][1].get(access_key, frozenset())
+        if not access_key or self._owner(name) != access_key:
+            return frozenset()
+        return union_of_modes(self.config.patterns_of(access_key, name), access_key)
 
     def visible(self, access_key: str) -> list[tuple[str, float]]:
         """(name, created) of the buckets that a key may use."""
@@ -3949,14 +4025,15 @@ def open_object(req: Request) -> Found:
 
     Who may neither read nor list learns nothing about what there is.
     """
+    is_head = req.head.method == "HEAD"
     try:
-        found = req.store.open(req.key)
+        found = Found(req.store.head(req.key), -1) if is_head else req.store.open(req.key)
     except S3Error as why:
         if why.code == "NoSuchKey" and not ({"read", "list"} & req.grants):
             raise S3Error("AccessDenied") from None
         raise
     if "read" not in req.grants and found.entry.acl != "public-read":
-        os.close(found.fd)
+        found.close()
         raise S3Error("AccessDenied")
     return found
 
@@ -3967,10 +4044,10 @@ def get_object(req: Request) -> Response:
     Raises NoSuchKey, InvalidRange, NotModified, PreconditionFailed, ... [AWS: GetObject]
     """
     check_version(req)
-    overrides = parse_overrides(req)
+    overrides = parse_overrides(req) if req.query else {}
     found = open_object(req)
     try:
-        entry, fd = found
+        entry = found.entry
         check_unchanged(req.headers, entry)
         wanted = chosen_range(req, entry)
         span = wanted if wanted is not None else range(entry.size)
@@ -3983,15 +4060,19 @@ def get_object(req: Request) -> Response:
         if "partNumber" in req.query and entry.parts:
             headers["x-amz-mp-parts-count"] = str(len(entry.parts))
     except BaseException:
-        os.close(fd)
+        found.close()
         raise
-    reply = Response(200 if wanted is None else 206, headers)
-    reply.body = FileSpan(fd, span.start, len(span))  # for HEAD the server closes it unsent
-    return reply
+    body = FileSpan(found.fd, span.start, len(span))  # for HEAD there is no file behind it
+    return Response(200 if wanted is None else 206, headers, body)
+
+
+CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
 
 
 def check_unchanged(headers: Mapping[str, str], entry: Entry) -> None:
     """Raises NotModified with the headers a cache wants, PreconditionFailed. [RFC 9110 §15.4.5]"""
+    if CONDITIONS.isdisjoint(headers):
+        return
     try:
         check_preconditions(headers, entry.etag, entry.modified)
     except S3Error as why:
@@ -4158,7 +4239,7 @@ def open_copy_source(req: Request) -> Found:
             req.headers, found.entry.etag, found.entry.modified, "x-amz-copy-source-"
         )
     except S3Error:
-        os.close(found.fd)
+        found.close()
         raise
     return found
 
@@ -4197,7 +4278,7 @@ def copy_object(req: Request) -> Response:
         else:
             entry = copy_bytes(req, found, given, asked)
     finally:
-        os.close(found.fd)
+        found.close()
     return xml_response("CopyObjectResult", [
         ("LastModified", render_iso_date(entry.modified)), ("ETag", f'"{entry.etag}"'),
         *checksum_elements(entry)])
@@ -4447,7 +4528,7 @@ def upload_part_copy(req: Request) -> Response:
             body.want(upload.algorithm)
         part = req.store.put_part(upload, number, body)
     finally:
-        os.close(found.fd)
+        found.close()
     return xml_response("CopyPartResult", [
         ("LastModified", render_iso_date(req.now)), ("ETag", f'"{part.md5}"'),
         *[(f"Checksum{a}", v) for a, v in body.checksums.items()]])
@@ -4740,7 +4821,7 @@ def known_object(req: Request) -> Entry:
     """The object's entry, if this request may see it. Raises NoSuchKey, AccessDenied."""
     check_version(req)
     found = open_object(req)
-    os.close(found.fd)
+    found.close()
     return found.entry
 
 
@@ -5607,6 +5688,10 @@ def struct_timeval(seconds: float) -> bytes:
     return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
 
 
+RUN = secrets.token_hex(4).upper()  # request ids: this process, and a number; no secret
+REQUESTS = itertools.count(1)
+
+
 class Connection:
     """One connection: heads in, answers out, until one side has enough."""
 
@@ -5628,7 +5713,7 @@ class Connection:
 
     def serve_one(self) -> bool:
         """Whether there may be another request."""
-        stream, request_id = self.stream, secrets.token_hex(8).upper()
+        stream, request_id = self.stream, f"{RUN}{next(REQUESTS):08X}"
         try:
             data = stream.read_head()
             self.is_idle = False
@@ -5642,7 +5727,8 @@ class Connection:
             "100-continue" in head.headers.get("expect", "").lower() and head.minor > 0
         )
         source = open_source(head, stream, stream.give_back)
-        if head.has_body:
+        has_body = head.has_body
+        if has_body:
             stream.timeout(BODY_SECONDS)
         try:
             answer = self.server.app.answer(Call(head, source, now, request_id))
@@ -5656,14 +5742,14 @@ class Connection:
                 Response(500), head.path, trouble=traceback.format_exc(), code="InternalError"
             )
             answer.response = error_response(S3Error("InternalError"), head.path, request_id)
-        return self.finish(head, source, answer, now, began)
+        return self.finish(head, source if has_body else None, answer, now, began)
 
     def finish(
-        self, head: Head, source: Source, answer: Answer, now: float, began: float
+        self, head: Head, source: Optional[Source], answer: Answer, now: float, began: float
     ) -> bool:
         """Send the answer and leave the connection where the next request begins."""
         keep = head.keeps_alive and not self.server.stopping
-        if head.has_body and keep:
+        if source and keep:
             keep = self.drain(source, SMALL)
         sent = 0
         try:
@@ -5671,10 +5757,11 @@ class Connection:
         finally:
             if isinstance(answer.response.body, FileSpan):
                 answer.response.body.close()
-            self.log(head, answer, now, began, sent)
-        if head.has_body and not keep:
+            if self.server.log or answer.trouble:
+                self.log(head, answer, now, began, sent)
+        if source and not keep:
             self.linger(source)
-        if head.has_body:
+        if source:
             self.stream.timeout(IDLE_SECONDS)
         return keep
 
