@@ -118,6 +118,9 @@ BACKLOG = 1024  # connections the kernel may hold for us                       [
 
 FREE_SECONDS = 0.5  # a reading of the disk's free space is good for this      [ours]
 MIN_INODES = 64  # are kept free on a disk that counts them                    [ours]
+FAILURE_BURST = 30  # wrong signatures from one address, then                  [ours]
+FAILURE_SECONDS = 2  # one more try after this                                 [ours]
+MAX_ADDRESSES = 10_000  # whose failures are remembered                        [ours]
 ADOPT_BYTES = 64 * MIB  # a file put there by hand is hashed up to this        [ours]
 MAX_NAME = 241  # bytes of a file name: 255 less ".", "%" and ".s3mini.json"   [Linux: NAME_MAX]
 LOCKS = 256  # lock files of a bucket                                          [ours]
@@ -174,6 +177,7 @@ ERRORS: dict[str, tuple[int, str]] = {
         "The request signature we calculated does not match the signature you provided. "
         "Check your key and signing method.",
     ),
+    "QuotaExceeded": (403, "The bucket's quota does not allow that many bytes."),
     "NoSuchBucketPolicy": (404, "The bucket policy does not exist"),
     "NoSuchCORSConfiguration": (404, "The CORS configuration does not exist"),
     "NoSuchLifecycleConfiguration": (404, "The lifecycle configuration does not exist"),
@@ -207,6 +211,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "InvalidPartNumber": (416, "The requested partnumber is not satisfiable"),
     "InternalError": (500, "We encountered an internal error. Please try again."),
     "NotImplemented": (501, "A header or parameter asks for something that is not done here."),
+    "SlowDown": (503, "Please reduce your request rate."),
     "ServiceUnavailable": (503, "The server has no room for another request. Please try again."),
     "HttpVersionNotSupported": (505, "The HTTP version specified is not supported."),
     "InsufficientStorage": (507, "There is not enough free space on the server's disk."),
@@ -365,6 +370,8 @@ OPTIONS = (
            "connections of one worker"),
     Option("expire_uploads", "server", parse_duration, "7d",
            "multipart uploads that nobody finished are removed after this; 0: never"),
+    Option("trust_proxy", "server", parse_yes, "no",
+           "yes: X-Forwarded-For tells a client's address; only behind a proxy that sets it"),
     Option("log", "server", parse_choice("text", "json", "none"), "text",
            "a line for each request on standard error"),
     Option("tls_cert", "server", parse_text, "",
@@ -383,6 +390,12 @@ OPTIONS = (
            "origins whose web pages may use the bucket: * or https://app.example.com"),
     Option("acl", "bucket", parse_yes, "no",
            "yes: the ACL public-read opens one object to anyone"),
+    Option("html", "bucket", parse_yes, "no",
+           "yes: HTML and SVG objects may run scripts in browsers; no: they are sandboxed"),
+    Option("quota", "bucket", parse_size, "0",
+           "bytes the bucket may hold, kept versions and unfinished uploads counted; 0: no limit"),
+    Option("keep", "bucket", parse_duration, "0",
+           "keep replaced and deleted objects for `undelete` this long: 7d; 0: not at all"),
     Option("path", "bucket", parse_text, "",
            "the bucket's folder, if it is not DATA/BUCKET: serves /srv/media in place"),
 )
@@ -400,6 +413,9 @@ class Section:
     public: tuple[str, ...]  # prefixes; "" is everything
     cors: tuple[str, ...]  # origins
     acl: bool  # whether the ACL public-read is obeyed
+    html: bool  # whether active content may run in browsers
+    quota: int  # bytes; 0: no limit
+    keep: int  # seconds; 0: replaced and deleted objects are gone
     path: str  # absolute, or ""
 
     @property
@@ -424,6 +440,7 @@ class Config:
     min_free: int
     max_connections: int
     expire_uploads: int
+    trust_proxy: bool
     log: str
     tls_cert: str
     tls_key: str
@@ -2806,6 +2823,15 @@ def is_canonical(key: str, names: tuple[str, ...]) -> bool:
     return key_of_names(list(names)) == key and 0 < len(key.encode()) <= MAX_KEY
 
 
+class Version(NamedTuple):
+    """An object that was replaced or deleted, kept for a while."""
+
+    path: str
+    key: str
+    gone: float  # seconds since 1970
+    entry: Entry
+
+
 class Known(NamedTuple):
     """An entry in memory, with the generation and the path of the file that it describes.
 
@@ -2830,6 +2856,17 @@ class Known(NamedTuple):
                 and self.size == info.st_size and self.dev == info.st_dev)
 
 
+def read_number(fd: int) -> int:
+    os.lseek(fd, 0, os.SEEK_SET)
+    text = os.read(fd, 32).strip()
+    return int(text) if re.fullmatch(b"[0-9]{1,20}", text) else 0
+
+
+def write_number(fd: int, number: int) -> None:
+    os.lseek(fd, 0, os.SEEK_SET)
+    os.write(fd, b"%020d\n" % number)
+
+
 class JoinedReader:
     """What is there and what comes behind it, as one body; the second verifies itself."""
 
@@ -2849,8 +2886,9 @@ class Store:
     with both generations, syncs, and renames the data file: that rename is the commit.
     """
 
-    def __init__(self, root: str, disk: Disk, min_free: int = 0):
-        self.root, self.disk, self.min_free = root, disk, min_free
+    def __init__(self, root: str, disk: Disk, min_free: int = 0, quota: int = 0, keep: int = 0):
+        self.root, self.disk = root, disk
+        self.min_free, self.quota, self.keep = min_free, quota, keep
         self.room = os.path.join(root, ROOM)
         self._entries: dict[str, Known] = {}
         self._free, self._free_until = 0, 0.0  # bytes above min_free, and how long that counts
@@ -2923,12 +2961,59 @@ class Store:
             for item in list(found):
                 if not is_locked(item.path if folder.fd is None else folder, item.name):
                     self.disk.unlink(folder, item.name)
+        self.prune_versions(time.time() - self.keep)
         for upload in self.uploads():
             if expire_uploads and upload.initiated + expire_uploads < time.time():
                 self.abort_upload(upload)
 
+    def count(self) -> None:
+        """Count what the bucket holds, when it has a quota: at start, when nobody writes."""
+        if self.quota:
+            total = self.held()
+            with self._usage() as fd:
+                write_number(fd, total)
+
+    def _all_sizes(self, path: str) -> Iterator[tuple[str, int]]:
+        """(path, bytes) of every data file, kept version and part; sidecars are not counted."""
+        with os.scandir(path) as found:
+            for item in found:
+                if item.is_dir(follow_symlinks=False):
+                    if path != self.room or item.name in ("uploads", "versions"):
+                        yield from self._all_sizes(item.path)
+                elif path != self.room and not item.name.endswith(".json"):
+                    yield item.path, item.stat(follow_symlinks=False).st_size
+
+    def held(self) -> int:
+        """The bytes of everything the bucket holds, read off the disk."""
+        return sum(size for _, size in self._all_sizes(self.root))
+
+    @contextlib.contextmanager
+    def _usage(self) -> Iterator[int]:
+        """The file with the number of bytes held, open and locked."""
+        path = os.path.join(self.room, "usage")
+        with locked_file(path) if HAS_FLOCK else self._lock_number(0):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_BINARY, 0o640)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+
+    def charge(self, size: int) -> None:
+        """Count bytes that come, or go. Raises QuotaExceeded; giving back always works."""
+        if not self.quota or not size:
+            return
+        with self._usage() as fd:
+            total = read_number(fd) + size
+            if size > 0 and total > self.quota:
+                raise S3Error("QuotaExceeded", Quota=self.quota)
+            write_number(fd, max(0, total))
+
     def check_room(self, length: int) -> None:
-        """Whether `length` more bytes leave min_free. Raises InsufficientStorage."""
+        """Whether `length` more bytes are allowed. Raises InsufficientStorage, QuotaExceeded."""
+        if self.quota and length:
+            with self._usage() as fd:
+                if read_number(fd) + length > self.quota:
+                    raise S3Error("QuotaExceeded", Quota=self.quota)
         if not self.min_free or not hasattr(os, "statvfs"):
             return
         now = time.monotonic()
@@ -2987,7 +3072,7 @@ class Store:
     def _open_data(self, names: list[str], key: str) -> Place:
         """The data file at its natural or its escaped name. Raises NoSuchKey, AccessDenied."""
         try:
-            folder = self._folder(names[:-1])
+            folder = self.folder(names[:-1])
             for name in (names[-1], names[-1] + "%"):
                 place = open_regular(folder, name)
                 if place:
@@ -3002,7 +3087,8 @@ class Store:
                 raise
         raise S3Error("NoSuchKey", Key=key)
 
-    def _folder(self, names: list[str]) -> Folder:
+    def folder(self, names: Union[list[str], tuple[str, ...]]) -> Folder:
+        """The open folder of these names."""
         """Raises FileNotFoundError, NotADirectoryError."""
         folder = Folder.open(self.root)
         for name in names:
@@ -3015,7 +3101,7 @@ class Store:
         known = self._entries.get(key)
         if known and known.fits(info):
             return known.entry
-        sidecar = self._read_sidecar(place)
+        sidecar = self.read_sidecar(place)
         entry = sidecar.fitting(info) if sidecar else None
         if sidecar and entry and sidecar.key != key:
             raise S3Error("NoSuchKey", Key=key)
@@ -3035,7 +3121,7 @@ class Store:
                 del self._entries[next(iter(self._entries))]
         self._entries[key] = known
 
-    def _read_sidecar(self, place: Place) -> Optional[Sidecar]:
+    def read_sidecar(self, place: Place) -> Optional[Sidecar]:
         """None when there is none, or none that can be read: the object is adopted then."""
         try:
             fd = place.folder.open_file(place.sidecar)
@@ -3060,7 +3146,7 @@ class Store:
             entry = self._known(place, info, key)
             if entry:
                 return entry
-            sidecar = self._read_sidecar(place)
+            sidecar = self.read_sidecar(place)
         entry = self._identify(place.fd, info, key, sidecar)
         try:
             with self.lock(key):
@@ -3149,11 +3235,11 @@ class Store:
         key = key_of_names(names)
         if key is None:
             raise S3Error("InvalidRequest", "A file that is no object has the name of a folder.")
-        with self.lock(key), self._folder(names[:-1]) as folder:
+        with self.lock(key), self.folder(names[:-1]) as folder:
             place = open_regular(folder, names[-1], own=False)
             if place:
                 os.close(place.fd)
-                sidecar = self._read_sidecar(place)
+                sidecar = self.read_sidecar(place)
                 if sidecar:
                     self._write_sidecar(Place(folder, place.name + "%", -1), sidecar)
                 self.disk.rename(os.path.join(folder.path, place.name), folder, place.name + "%")
@@ -3167,7 +3253,7 @@ class Store:
         """Remove the folder and its parents as far as they are empty."""
         while names:
             try:
-                with self._folder(names[:-1]) as parent:
+                with self.folder(names[:-1]) as parent:
                     self.disk.rmdir(parent, names[-1])
             except OSError:  # not empty, or gone: both are fine
                 return
@@ -3193,8 +3279,13 @@ class Store:
             staged.fill(body)
             return self.commit(key, staged, describe(), check)
 
-    def commit(self, key: str, staged: Staged, entry: Entry, check: Check) -> Entry:
-        """Steps 1 to 7 of the protocol, for a file that is written. Raises as put does."""
+    def commit(
+        self, key: str, staged: Staged, entry: Entry, check: Check, charged: int = 0
+    ) -> Entry:
+        """Steps 1 to 7 of the protocol, for a file that is written. Raises as put does.
+
+        `charged` of its bytes the quota has counted already.
+        """
         entry = staged.seal(entry, time.time_ns())
         self.check_room(0)
         names = names_of_key(key)
@@ -3204,12 +3295,111 @@ class Store:
                     with self._make_folder(names[:-1]) as folder, self.lock(key):
                         place, old = self._look(folder, names[-1], key)
                         check(old)
-                        entry = staged.outlast(entry, old)
-                        return self._replace(place, staged, Sidecar(key, entry, old))
+                        sidecar = Sidecar(key, staged.outlast(entry, old), old)
+                        return self._commit_locked(place, staged, sidecar, charged)
             raise S3Error("OperationAborted", "Folders come and go under this key. Try again.")
         except BaseException:
             self._prune(names[:-1])
             raise
+
+    def _commit_locked(
+        self, place: Place, staged: Staged, sidecar: Sidecar, charged: int
+    ) -> Entry:
+        """Keep the old version and count the bytes, where that is wanted; then replace."""
+        old = sidecar.previous
+        if old and self.keep:
+            self._keep_version(place, sidecar.key, old)
+        change = sidecar.current.size - charged - (old.size if old and not self.keep else 0)
+        self.charge(change)
+        try:
+            return self._replace(place, staged, sidecar)
+        except BaseException:
+            if staged.path:  # it was not committed
+                self.charge(-change)
+            raise
+
+    def _keep_version(self, place: Place, key: str, old: Entry) -> None:
+        """A second link to what is about to be replaced or deleted, and what is known of it.
+
+        Never a moment without the object: nothing is moved. What says of it goes first.
+        """
+        now = time.time_ns()
+        day = time.strftime("%Y-%m-%d", time.gmtime(now // 1_000_000_000))
+        name = f"{now:020}-{secrets.token_hex(4)}"
+        with Folder.open(self.room) as room, self._open_or_add(room, "versions") as versions:
+            with self._open_or_add(versions, day) as folder:
+                about = {"v": 1, "key": key, "entry": vars(old)}
+                self._write_file(
+                    folder, name + ".json", json.dumps(about, indent=1).encode() + b"\n"
+                )
+                self.disk.link(place.folder, place.name, os.path.join(folder.path, name))
+                self.disk.sync_folder(folder)
+
+    def _open_or_add(self, folder: Folder, name: str) -> Folder:
+        try:
+            return folder.child(name)
+        except FileNotFoundError:
+            return self._add_folder(folder, name)
+
+    def versions(self, since: float = 0) -> Iterator[Version]:
+        """What was kept and went at or after `since`, the oldest first."""
+        root = os.path.join(self.room, "versions")
+        first = time.strftime("%Y-%m-%d", time.gmtime(max(0.0, since)))
+        days = sorted(os.listdir(root)) if os.path.isdir(root) else []
+        for day in days[bisect_left(days, first) :]:
+            for name in sorted(os.listdir(os.path.join(root, day))):
+                version = self._read_version(os.path.join(root, day, name))
+                if version and version.gone >= since:
+                    yield version
+
+    def _read_version(self, path: str) -> Optional[Version]:
+        match = re.fullmatch(r"([0-9]{20})-[0-9a-f]{8}", os.path.basename(path))
+        if not match:
+            return None
+        try:
+            with open(path + ".json", "rb") as file:
+                about = json.loads(file.read(MAX_SIDECAR))
+            return Version(
+                path, str(about["key"]), int(match[1]) / 1e9, parse_entry(about["entry"])
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def undelete(self, prefix: str, since: float) -> Iterator[Version]:
+        """Bring keys back to what they were at `since`: each version, when it is in its place.
+
+        What is there now is kept as a version itself. Keys made since then are left alone.
+        """
+        first: dict[str, Version] = {}
+        for version in self.versions(since):
+            if version.key.startswith(prefix):
+                first.setdefault(version.key, version)
+        for version in first.values():
+            fd = os.open(version.path, READ_FLAGS)
+            try:
+                with self.stage() as staged:
+                    self.disk.copy(fd, 0, version.entry.size, staged.fd)
+                    self.commit(version.key, staged, version.entry, no_check)
+            finally:
+                os.close(fd)
+            yield version
+
+    def prune_versions(self, before: float) -> None:
+        """Remove what went before that time, and folders of days that are empty."""
+        root = os.path.join(self.room, "versions")
+        for day in sorted(os.listdir(root)) if os.path.isdir(root) else ():
+            with Folder.open(os.path.join(root, day)) as folder:
+                for name in sorted(os.listdir(folder.path)):
+                    if int("0" + name.partition("-")[0][:20]) < before * 1e9:
+                        self._drop_version(folder, name)
+            with contextlib.suppress(OSError):  # not empty yet
+                os.rmdir(os.path.join(root, day))
+
+    def _drop_version(self, folder: Folder, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            size = 0 if name.endswith(".json") else folder.stat(name).st_size
+            self.disk.unlink(folder, name)
+            self.charge(-size)
 
     def _replace(self, place: Place, staged: Staged, sidecar: Sidecar) -> Entry:
         """Steps 4 to 7. Before the data file's rename `previous` fits it, after it `current`."""
@@ -3236,7 +3426,7 @@ class Store:
             return Place(folder, free, -1), None
         try:
             info = os.fstat(place.fd)
-            sidecar = self._read_sidecar(place)
+            sidecar = self.read_sidecar(place)
             entry = sidecar.fitting(info) if sidecar else None
             if sidecar and entry and sidecar.key != key:
                 raise S3Error("InvalidRequest", f"This disk cannot hold it beside {sidecar.key}.")
@@ -3401,11 +3591,14 @@ class Store:
     ) -> tuple[str, Optional[Entry]]:
         """The commit of a DELETE: ("", None) when there is nothing."""
         try:
-            with self.lock(key), self._folder(names[:-1]) as folder:
+            with self.lock(key), self.folder(names[:-1]) as folder:
                 place, old = self._look(folder, names[-1], key)
                 check(old)
                 if old:
+                    if self.keep:
+                        self._keep_version(place, key, old)
                     self.disk.unlink(folder, place.name)
+                    self.charge(0 if self.keep else -old.size)
                 return place.name if old else "", old
         except (FileNotFoundError, NotADirectoryError):
             check(None)
@@ -3414,15 +3607,15 @@ class Store:
     def _finish_delete(self, names: list[str], deleted: list[tuple[str, str]]) -> None:
         """Sync the folder, then remove the sidecars whose object did not come back meanwhile."""
         try:
-            with self._folder(names) as folder:
+            with self.folder(names) as folder:
                 self.disk.sync_folder(folder)
                 for key, name in deleted:
-                    self._drop_orphan(key, Place(folder, name, -1))
+                    self.drop_orphan(key, Place(folder, name, -1))
         except (FileNotFoundError, NotADirectoryError):
             self._sync_nearest(names)  # somebody pruned the folder: that must be on disk
         self._prune(names)
 
-    def _drop_orphan(self, key: str, place: Place) -> None:
+    def drop_orphan(self, key: str, place: Place) -> None:
         with self.lock(key):
             if not exists(place.folder, place.name):
                 self._drop(place.folder, place.sidecar)
@@ -3432,7 +3625,7 @@ class Store:
         while names:
             names = names[:-1]
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                with self._folder(names) as folder:
+                with self.folder(names) as folder:
                     self.disk.sync_folder(folder)
                 return
 
@@ -3446,7 +3639,7 @@ class Store:
         base = prefix[: prefix.rfind("/") + 1]
         names = tuple(n for s in base.split("/")[:-1] for n in escape_segment(s))
         try:
-            levels = [Level(self._folder(list(names)), names, base, prefix)]
+            levels = [Level(self.folder(list(names)), names, base, prefix)]
         except (FileNotFoundError, NotADirectoryError):
             return
         last = None
@@ -3557,6 +3750,7 @@ class Store:
                 checksum = body.checksums.get(upload.algorithm, "")
                 coded = base64.b64decode(checksum).hex()
                 name = f"{number:05}-{stamp:020}-{body.md5}-{coded}"
+                self.charge(body.size - sum(p.size for p in old))
                 staged.rename(folder, name)
                 self.disk.sync_folder(folder)
                 for part in old:
@@ -3602,7 +3796,8 @@ class Store:
                 for part in chosen:
                     self._join(folder, part, staged, total)
                 entry = replace(describe(chosen), md5=total.hexdigest())
-                entry = self.commit(upload.key, staged, entry, check)
+                charged = sum(p.size for p in self._parts(folder))
+                entry = self.commit(upload.key, staged, entry, check, charged)
             self._remove_upload(upload, folder)
         return entry
 
@@ -3630,7 +3825,9 @@ class Store:
     def abort_upload(self, upload: Upload) -> None:
         """Raises NoSuchUpload."""
         with self._upload_lock(upload) as folder:
+            size = sum(p.size for p in self._parts(folder))
             self._remove_upload(upload, folder)
+            self.charge(-size)
 
     def _remove_upload(self, upload: Upload, folder: Folder) -> None:
         """upload.json goes first: without it there is no upload, only files to be cleaned."""
@@ -3642,6 +3839,128 @@ class Store:
         with Folder.open(os.path.join(self.room, "uploads")) as uploads:
             with contextlib.suppress(OSError):  # a part that is just arriving made it again
                 self.disk.rmdir(uploads, upload.id)
+
+
+class Finding(NamedTuple):
+    """Something that `check` found in a bucket."""
+
+    kind: str  # one of FINDINGS
+    name: str  # the key, or the path below the bucket's folder where there is no key
+    detail: str
+    mended: bool
+
+
+FINDINGS = {  # kind: what it means, and what --repair does
+    "damaged": "the bytes are not those that were stored; restore the file from a backup",
+    "changed": "no entry describes the file: it was changed by hand; repair adopts it as it is",
+    "unreadable-sidecar": "the sidecar is damaged; repair writes one anew from the file",
+    "unhashed": "a file put there by hand, without its MD5; repair computes it",
+    "orphan": "a sidecar whose object is gone; repair removes it",
+    "temp": "a temp file of a writer that is gone; repair removes it",
+    "no-key": "a file whose name no key maps to: S3 does not see it; rename it",
+}
+
+
+class Inspector:
+    """Looks through a bucket's files for what does not fit. Reading is all it does unasked."""
+
+    def __init__(
+        self, store: Store, deep: bool, repair: bool, progress: Callable[[int, int], None]
+    ):
+        self.store, self.deep, self.repair, self.progress = store, deep, repair, progress
+
+    def run(self) -> Iterator[Finding]:
+        """Everything that is found; `progress` is told (files, bytes) as it goes."""
+        yield from self._temp_files()
+        todo: list[tuple[str, ...]] = [()]
+        while todo:
+            names = todo.pop()
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                with self.store.folder(names) as folder:
+                    yield from self._folder(folder, names, todo)
+
+    def _temp_files(self) -> Iterator[Finding]:
+        with Folder.open(os.path.join(self.store.room, "tmp")) as folder:
+            for name in sorted(os.listdir(folder.path)):
+                if not is_locked(folder, name):
+                    if self.repair:
+                        self.store.disk.unlink(folder, name)
+                    yield Finding("temp", f"{ROOM}/tmp/{name}", "", self.repair)
+
+    def _folder(
+        self, folder: Folder, names: tuple[str, ...], todo: list[tuple[str, ...]]
+    ) -> Iterator[Finding]:
+        files, sidecars = set(), set()
+        with folder.scan() as items:
+            for item in items:
+                if item.is_dir(follow_symlinks=False):
+                    if names or item.name != ROOM:
+                        todo.append((*names, item.name))
+                elif is_sidecar(item.name):
+                    sidecars.add(item.name)
+                elif item.is_file(follow_symlinks=False):
+                    files.add(item.name)
+        for name in sorted(files):
+            yield from self._file(folder, (*names, name))
+        for name in sorted(sidecars - {Place(folder, n, -1).sidecar for n in files}):
+            yield from self._orphan(folder, names, name)
+
+    def _orphan(self, folder: Folder, names: tuple[str, ...], name: str) -> Iterator[Finding]:
+        data = name[1 : -len(SIDECAR)]
+        key = key_of_names([*names, data])
+        if exists(folder, data):
+            return  # a PUT has just been there
+        if self.repair and key is not None:
+            self.store.drop_orphan(key, Place(folder, data, -1))
+        yield Finding("orphan", "/".join((*names, name)), "", self.repair and key is not None)
+
+    def _file(self, folder: Folder, names: tuple[str, ...]) -> Iterator[Finding]:
+        key = key_of_names(list(names))
+        place = open_regular(folder, names[-1], own=False)
+        if not place:
+            return  # deleted meanwhile
+        try:
+            info = os.fstat(place.fd)
+            self.progress(1, info.st_size)
+            if key is None:
+                yield Finding("no-key", "/".join(names), "", False)
+                return
+            sidecar = self.store.read_sidecar(place)
+            entry = sidecar.fitting(info) if sidecar else None
+            if not entry:
+                yield from self._unknown(place, key, sidecar)
+            elif self.deep or not entry.md5:
+                yield from self._deep(place, key, entry)
+        finally:
+            os.close(place.fd)
+
+    def _unknown(self, place: Place, key: str, sidecar: Optional[Sidecar]) -> Iterator[Finding]:
+        """A file without an entry: new ones are adopted by the first reader, and no finding."""
+        if not sidecar and not exists(place.folder, place.sidecar):
+            return
+        if self.repair:
+            self.store.head(key)
+        yield Finding("changed" if sidecar else "unreadable-sidecar", key, "", self.repair)
+
+    def _deep(self, place: Place, key: str, entry: Entry) -> Iterator[Finding]:
+        """Every byte against the MD5 and the checksums of the whole."""
+        if not entry.md5 and not self.repair and not self.deep:
+            yield Finding("unhashed", key, f"{entry.size} bytes", False)
+            return
+        body = Body(FileReader(place.fd, 0, entry.size), Promise(), MAX_OBJECT)
+        for algorithm in entry.checksums if entry.checksum_type == "FULL_OBJECT" else ():
+            body.want(algorithm)
+        while body.read():
+            pass
+        wrong = [a for a, v in body.checksums.items() if v != entry.checksums[a]]
+        if entry.md5 and (wrong or body.md5 != entry.md5):
+            if entry.fits(os.stat(place.fd)):  # and was not replaced in place while we read
+                yield Finding("damaged", key, f"MD5 is {body.md5}, was {entry.md5}", False)
+        elif not entry.md5:
+            if self.repair:
+                etag = body.md5 if entry.etag.endswith("-1") else entry.etag
+                self.store.update(key, lambda old: replace(old, md5=body.md5, etag=etag), no_check)
+            yield Finding("unhashed", key, f"MD5 is {body.md5}", self.repair)
 
 
 # What Debian's and others' mime.types differ in, or lack: the same answer on every machine. [ours]
@@ -3778,7 +4097,7 @@ class Buckets:
     def __init__(self, config: Config, disk: Disk):
         self.config, self.disk = config, disk
         self.keyring = Keyring(config.secrets, config.hosts)
-        self._stores: dict[str, Store] = {}
+        self._stores: dict[tuple[str, str], Store] = {}
         declared = {s.pattern: config.sections_of(s.pattern) for s in config.sections
                     if not s.is_pattern}
         self._declared = {  # name -> (its section, access key -> what it may do)
@@ -3791,21 +4110,36 @@ class Buckets:
         """Make the declared buckets, and tidy what a crash left. Raises OSError."""
         os.makedirs(self.config.data, 0o750, exist_ok=True)
         for section in self.config.sections:
-            if not section.is_pattern:
-                self.store(section.pattern).create()
+            if section.pattern in self._declared:
+                self.open(section.pattern).create()
         for name in self.names():
-            self.store(name).clean(self.config.expire_uploads)
+            self.open(name).clean(self.config.expire_uploads)
+            self.open(name).count()
 
-    def store(self, name: str) -> Store:
-        """The bucket's store; kept only where there is a bucket: anybody can ask for names."""
-        if name in self._stores:
-            return self._stores[name]
-        paths = [s.path for s in self.config.sections_of(name) if s.path]
-        root = paths[0] if paths else os.path.join(self.config.data, name)
-        store = Store(root, self.disk, self.config.min_free)
-        if self.config.sections_of(name) or is_bucket_name(name) and store.about() is not None:
-            return self._stores.setdefault(name, store)
-        return store
+    def store(self, name: str, section: Optional[Section] = None) -> Store:
+        """The bucket's store, under the settings of its section.
+
+        Kept only where there is a bucket: anybody can ask for names.
+        """
+        known = self._stores.get((name, section.name if section else ""))
+        if known:
+            return known
+        root = section.path if section and section.path else os.path.join(self.config.data, name)
+        if not section:
+            store = Store(root, self.disk)
+            is_there = is_bucket_name(name) and store.about() is not None
+        else:
+            store = Store(root, self.disk, self.config.min_free, section.quota, section.keep)
+            is_there = True
+        return (
+            self._stores.setdefault((name, section.name if section else ""), store)
+            if is_there
+            else store
+        )
+
+    def open(self, name: str) -> Store:
+        """The store of a bucket that there is. Raises NoSuchBucket."""
+        return self.store(name, self.find(name))
 
     def names(self) -> list[str]:
         """All buckets that there are."""
@@ -3839,7 +4173,7 @@ class Buckets:
 
     def visible(self, access_key: str) -> list[tuple[str, float]]:
         """(name, created) of the buckets that a key may use."""
-        return [(n, (self.store(n).about() or {}).get("created", 0)) for n in self.names()
+        return [(n, (self.open(n).about() or {}).get("created", 0)) for n in self.names()
                 if self.grants(n, access_key)]
 
     def create(self, name: str, access_key: str) -> bool:
@@ -3858,13 +4192,13 @@ class Buckets:
             raise S3Error(
                 "AccessDenied", "No section of buckets.ini lets this key make the bucket."
             )
-        return self.store(name).create(owner=access_key)
+        return self.store(name, patterns[0]).create(owner=access_key)
 
     def delete(self, name: str) -> None:
         """Raises AccessDenied for a declared bucket, BucketNotEmpty."""
         if self.config.sections_of(name):
             raise S3Error("AccessDenied", "The bucket is declared in buckets.ini: remove it there.")
-        self.store(name).destroy()
+        self.open(name).destroy()
 
 
 # -- objects -------------------------------------------------------------------------------------
@@ -4062,8 +4396,17 @@ def get_object(req: Request) -> Response:
     except BaseException:
         found.close()
         raise
+    headers["x-content-type-options"] = "nosniff"
+    if ACTIVE_TYPES.match(headers["content-type"]) and not (req.section and req.section.html):
+        headers["content-security-policy"] = "sandbox"
     body = FileSpan(found.fd, span.start, len(span))  # for HEAD there is no file behind it
     return Response(200 if wanted is None else 206, headers, body)
+
+
+# What a browser runs scripts of, on our origin, were it not told otherwise.              [ours]
+ACTIVE_TYPES = re.compile(
+    r"(?i)\s*(?:text/html|[^;]*\bxml\b|[^;]*\+xml|image/svg|multipart/|text/xsl)"
+)
 
 
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
@@ -4231,8 +4574,14 @@ def open_copy_source(req: Request) -> Found:
     section = req.buckets.find(bucket)
     grants = req.buckets.grants(bucket, req.access_key)
     is_public = section is not None and key.startswith(section.public or ("\0",))
-    source = replace(req, bucket=bucket, key=key, store=req.buckets.store(bucket), section=section,
-                     grants=grants | {"read"} if is_public else grants)
+    source = replace(
+        req,
+        bucket=bucket,
+        key=key,
+        store=req.buckets.store(bucket, section),
+        section=section,
+        grants=grants | {"read"} if is_public else grants,
+    )
     found = open_object(source)
     try:
         check_preconditions(
@@ -5484,6 +5833,29 @@ def cors_headers(rules: list[CorsRule], head: Head) -> dict[str, str]:
 VARY = "Origin, Access-Control-Request-Headers, Access-Control-Request-Method"
 
 
+class Failures:
+    """How often addresses signed wrongly: each has a burst, and then one try in a while."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, tuple[float, float]] = {}  # address -> (failures, when)
+
+    def add(self, address: str, now: float) -> None:
+        while len(self._counts) >= MAX_ADDRESSES:
+            with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # another thread's
+                del self._counts[next(iter(self._counts))]
+        self._counts[address] = (self._level(address, now) + 1, now)
+
+    def check(self, address: str, now: float) -> None:
+        """Raises SlowDown."""
+        if self._counts and address and self._level(address, now) >= FAILURE_BURST:
+            raise S3Error("SlowDown", "Too many wrong signatures came from your address.",
+                          {"retry-after": str(FAILURE_SECONDS)})
+
+    def _level(self, address: str, now: float) -> float:
+        count, then = self._counts.get(address, (0.0, now))
+        return max(0.0, count - (now - then) / FAILURE_SECONDS)
+
+
 class Call(NamedTuple):
     """A request as it came, before anybody knows who asks."""
 
@@ -5491,6 +5863,7 @@ class Call(NamedTuple):
     source: Source  # its body's bytes, framing removed
     now: float  # the request's one clock reading
     id: str  # x-amz-request-id
+    address: str = ""  # the client's, where bad signatures are counted by it
 
 
 class App:
@@ -5498,6 +5871,7 @@ class App:
 
     def __init__(self, config: Config, disk: Disk):
         self.config, self.buckets = config, Buckets(config, disk)
+        self.failures = Failures()
 
     def split_target(self, head: Head) -> tuple[str, str, str]:
         """(bucket, key, the bucket in the Host or ""). Raises InvalidURI, KeyTooLongError."""
@@ -5524,6 +5898,9 @@ class App:
             answer.response = self.operate(call, answer, key, in_host)
         except S3Error as why:
             answer.code = why.code
+            answer.access_key = answer.access_key or str(why.fields.get("AWSAccessKeyId", ""))
+            if why.code in ("SignatureDoesNotMatch", "InvalidAccessKeyId") and call.address:
+                self.failures.add(call.address, call.now)
             answer.response = error_response(why, answer.resource, call.id)
         except OSError as why:
             error = error_of_disk(why)
@@ -5541,6 +5918,7 @@ class App:
         head, bucket = call.head, answer.bucket
         if head.method == "OPTIONS":
             return self.preflight(answer, head)
+        self.failures.check(call.address, call.now)
         signed = verify(head, self.buckets.keyring, in_host, call.now)
         answer.access_key = signed.access_key if signed else ""
         head = hoist(head) if signed and head.query_text else head
@@ -5549,12 +5927,13 @@ class App:
         if bucket and operation is not create_bucket:
             section = self.buckets.find(bucket)
             if "origin" in head.headers or section and section.cors:
-                answer.rules = cors_rules(section, self.buckets.store(bucket).about())
+                answer.rules = cors_rules(section, self.buckets.store(bucket, section).about())
             grants = self.buckets.grants(bucket, answer.access_key)
             if section and key and key.startswith(section.public or ("\0",)):
                 grants |= {"read"}
-        req = Request(head, bucket, key, self.buckets, self.buckets.store(bucket), section, signed,
-                      grants, call.source, call.now, call.id)
+        store = self.buckets.store(bucket, section)
+        req = Request(head, bucket, key, self.buckets, store, section, signed, grants,
+                      call.source, call.now, call.id)
         authorize(req, needs)
         return operation(req)
 
@@ -5567,7 +5946,7 @@ class App:
             raise S3Error("BadRequest", "Insufficient information. Origin and "
                           "Access-Control-Request-Method request headers needed.")
         section = self.buckets.find(answer.bucket)
-        answer.rules = cors_rules(section, self.buckets.store(answer.bucket).about())
+        answer.rules = cors_rules(section, self.buckets.store(answer.bucket, section).about())
         if not cors_headers(answer.rules, head):
             raise S3Error("AccessForbidden", "CORSResponse: This CORS request is not allowed. Set "
                           "cors = in buckets.ini for it.")
@@ -5688,6 +6067,7 @@ def struct_timeval(seconds: float) -> bytes:
     return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
 
 
+LOCAL_PEERS = frozenset(("127.0.0.1", "::1", "unix", "::ffff:127.0.0.1"))  # a proxy's, perhaps
 RUN = secrets.token_hex(4).upper()  # request ids: this process, and a number; no secret
 REQUESTS = itertools.count(1)
 
@@ -5731,7 +6111,9 @@ class Connection:
         if has_body:
             stream.timeout(BODY_SECONDS)
         try:
-            answer = self.server.app.answer(Call(head, source, now, request_id))
+            answer = self.server.app.answer(
+                Call(head, source, now, request_id, self.address_of(head))
+            )
         except Disconnected:
             self.log(head, Answer(Response(400), head.path, code="Disconnected"), now, began, 0)
             raise
@@ -5743,6 +6125,13 @@ class Connection:
             )
             answer.response = error_response(S3Error("InternalError"), head.path, request_id)
         return self.finish(head, source if has_body else None, answer, now, began)
+
+    def address_of(self, head: Head) -> str:
+        """The client's address for counting failures; "" behind a proxy that is not trusted."""
+        if self.server.app.config.trust_proxy:
+            forwarded = head.headers.get("x-forwarded-for", "")
+            return forwarded.rpartition(",")[2].strip() or self.peer
+        return "" if self.peer in LOCAL_PEERS else self.peer
 
     def finish(
         self, head: Head, source: Optional[Source], answer: Answer, now: float, began: float
@@ -5877,13 +6266,20 @@ class Connection:
         target = head.path + (
             "?" + SECRET_NAMES.sub(r"\1=...", head.query_text) if head.query_text else ""
         )
-        self.server.log({
-            "time": render_iso_date(now), "peer": self.peer, "key": answer.access_key or "-",
-            "method": head.method, "target": target, "status": answer.response.status,
-            "code": answer.code or "-", "bytes": sent,
-            "ms": round((time.perf_counter() - began) * 1000, 1),
-            "id": answer.response.headers.get("x-amz-request-id", "-"),
-        })
+        self.server.log(
+            {
+                "time": render_iso_date(now),
+                "peer": self.address_of(head) or self.peer,
+                "key": answer.access_key or "-",
+                "method": head.method,
+                "target": target,
+                "status": answer.response.status,
+                "code": answer.code or "-",
+                "bytes": sent,
+                "ms": round((time.perf_counter() - began) * 1000, 1),
+                "id": answer.response.headers.get("x-amz-request-id", "-"),
+            }
+        )
 
 
 SECRET_NAMES = re.compile(
@@ -6136,7 +6532,7 @@ def tidy(config: Config) -> None:
     buckets = Buckets(config, Disk(config.durability == "disk"))
     for name in buckets.names():
         with contextlib.suppress(OSError, S3Error):  # one damaged bucket does not stop the others
-            buckets.store(name).clean(config.expire_uploads)
+            buckets.open(name).clean(config.expire_uploads)
 
 
 class Master:
@@ -6391,6 +6787,133 @@ def make_dev_buckets(config: Config, names: list[str]) -> None:
             raise ConfigError(f"{name!r}: {why}") from None
 
 
+def chosen_buckets(options: Any) -> Iterator[tuple[str, Store]]:
+    """The buckets that a command is about: the one named, or all. Raises ConfigError."""
+    config = with_options(load_config(options.config), options)
+    buckets = Buckets(config, Disk(config.durability == "disk"))
+    for name in [options.bucket] if options.bucket else buckets.names():
+        try:
+            store = buckets.open(name)
+        except S3Error:
+            raise ConfigError(
+                f"there is no bucket {name!r}; `config` shows those there are"
+            ) from None
+        if store.about() is None:
+            raise ConfigError(f"the bucket {name!r} has no folder yet: {store.root}")
+        yield name, store
+
+
+class Meter:
+    """What has been looked at, and a line of it on a terminal twice a second."""
+
+    def __init__(self, total: int):
+        self.files = self.bytes = 0
+        self.total, self.began, self._shown = total, time.monotonic(), 0.0
+        self.on_terminal = sys.stderr.isatty()
+
+    def add(self, files: int, size: int) -> None:
+        self.files, self.bytes = self.files + files, self.bytes + size
+        now = time.monotonic()
+        if self.on_terminal and now - self._shown > 0.5:
+            self._shown = now
+            sys.stderr.write(f"\r{self.line(now)}\033[K")
+
+    def line(self, now: float) -> str:
+        share = min(1.0, self.bytes / self.total) if self.total else 1.0
+        rate = self.bytes / max(now - self.began, 0.001)
+        left = (self.total - self.bytes) / rate if rate and share < 1 else 0
+        bar = "#" * round(share * 20)
+        return (f"[{bar:20}] {share:4.0%}  {self.files} files  {rate / MIB:.0f} MiB/s  "
+                f"{int(left) // 60}:{int(left) % 60:02} left")
+
+    def close(self) -> None:
+        if self.on_terminal:
+            sys.stderr.write("\r\033[K")
+
+
+def command_check(options: Any) -> int:
+    """Look for what does not fit on the disk: exit code 0 nothing, 1 something left, 2 mistake."""
+    found, left, files = 0, 0, 0
+    for name, store in chosen_buckets(options):
+        meter = Meter(store.held() if options.deep else 0)
+        for finding in Inspector(store, options.deep, options.repair, meter.add).run():
+            found, left = found + 1, left + (not finding.mended)
+            meter.close()
+            print_finding(name, finding, options.json)
+        meter.close()
+        files += meter.files
+    if options.json:
+        print(json.dumps({"files": files, "found": found, "left": left}))
+    else:
+        print(f"{files} files, {found} findings" + (f", {left} left" if found != left else ""))
+    return 1 if left else 0
+
+
+def print_finding(bucket: str, finding: Finding, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"bucket": bucket, **finding._asdict()}))
+        return
+    name = finding.name.encode("unicode_escape").decode()
+    state = "mended" if finding.mended else FINDINGS[finding.kind]
+    print(
+        f"{finding.kind}: {bucket}/{name}: {finding.detail}{'; ' if finding.detail else ''}{state}"
+    )
+
+
+def command_manifest(options: Any) -> int:
+    """Print a file for md5sum -c or sha256sum -c, with paths as they lie in the data folder."""
+    status = 0
+    for _, store in chosen_buckets(options):
+        for item in store.scan("", Cursor()):
+            entry = store.peek(item)
+            if not entry:
+                continue
+            path = os.path.join(item.folder.path, item.name)
+            digest = entry.md5 if not options.sha256 else sha256_of(path)
+            if not digest:
+                sys.stderr.write(
+                    f"s3mini: no MD5 is known of {item.key}; `check --repair` finds it\n"
+                )
+                status = 1
+                continue
+            print(manifest_line(digest, os.path.relpath(path)))
+    return status
+
+
+def sha256_of(path: str) -> str:
+    with open(path, "rb") as file:
+        total = hashlib.sha256()
+        while data := file.read(MIB):
+            total.update(data)
+        return total.hexdigest()
+
+
+def manifest_line(digest: str, path: str) -> str:
+    """As GNU's md5sum writes it: a line break or backslash in a name is escaped, and marked."""
+    escaped = path.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{'' if escaped == path else chr(92)}{digest}  {escaped}"
+
+
+def command_undelete(options: Any) -> int:
+    """Bring back what was replaced or deleted, where the bucket keeps it (keep = 7d)."""
+    try:
+        since = time.time() - parse_duration(options.since)
+    except ValueError as why:
+        raise ConfigError(f"--since: {why}") from None
+    count = 0
+    for name, store in chosen_buckets(options):
+        if not store.keep:
+            raise ConfigError(f"[{name}] keeps nothing; keep = 7d in buckets.ini would")
+        versions = store.undelete(options.prefix, since) if not options.dry_run else (
+            v for v in store.versions(since) if v.key.startswith(options.prefix))
+        for version in versions:
+            count += 1
+            went = render_iso_date(version.gone)
+            print(f"{name}/{version.key}  {version.entry.size} bytes, went {went}")
+    print(f"{count} {'could be brought back' if options.dry_run else 'brought back'}")
+    return 0
+
+
 def render_example() -> str:
     """buckets.ini.example: every option with its default and what it is for."""
     lines = ["# buckets.ini for s3mini. Every option is here with its default, commented out where",
@@ -6451,6 +6974,14 @@ def parse_arguments(argv: list[str]) -> Any:
         if name != "config":
             command.add_argument("--listen", default="", help="HOST:PORT, [::]:PORT or unix:/PATH")
             command.add_argument("--data", default="", help="the data folder")
+        if name in ("check", "manifest", "undelete"):
+            needed = None if name == "undelete" else "?"
+            command.add_argument("bucket", nargs=needed, metavar="BUCKET", help="default: all")
+        for flag, help_text in FLAGS.get(name, {}).items():
+            command.add_argument(flag, action="store_true", help=help_text)
+        if name == "undelete":
+            command.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="of keys")
+            command.add_argument("--since", default="1h", help="how far back: 30m, 1h, 2d")
         if name == "config":
             command.add_argument("--example", action="store_true", help="print buckets.ini.example")
         if name == "dev":
@@ -6458,8 +6989,16 @@ def parse_arguments(argv: list[str]) -> Any:
     return parser.parse_args(argv)
 
 
+FLAGS = {
+    "check": {"--deep": "compare every byte with its MD5 and checksums",
+              "--repair": "mend what can be mended without losing anything",
+              "--json": "a line of JSON for each finding, and one at the end"},
+    "manifest": {"--sha256": "SHA-256, computed now, instead of the MD5 that is known"},
+    "undelete": {"--dry-run": "only say what there is"},
+}
 COMMANDS: dict[str, Callable[[Any], int]] = {
     "serve": command_serve, "dev": command_dev, "config": command_config,
+    "check": command_check, "manifest": command_manifest, "undelete": command_undelete,
 }
 
 
