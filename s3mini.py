@@ -691,6 +691,7 @@ def parse_head(data: bytes) -> Head:
         raise S3Error("BadRequest", "There must be one valid Host header.")
     if not target.startswith("/"):
         target, host = absolute_target(line[1], target, host or "")
+        headers["host"] = host  # what a signature covers is what counts [RFC 9112 §3.2.2]
     path, _, query = target.partition("?")
     return Head(line[1], path, query, headers, (host or "").lower(), minor)
 
@@ -699,7 +700,7 @@ def join_fields(name: str, first: str, second: str) -> str:
     """One value for a header that came twice. Raises BadRequest."""
     if name not in SINGLE:
         return f"{first},{second}"
-    if first != second or name in ("transfer-encoding", "authorization"):
+    if first != second or name in ("host", "transfer-encoding", "authorization"):
         raise S3Error("BadRequest", f"There are two {name} headers.")
     return first
 
@@ -759,7 +760,7 @@ def parse_range(value: str, size: int) -> Optional[range]:
 
     Raises InvalidRange when the syntax is right and no byte of it exists.
     """
-    match = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", value.replace(" ", ""))
+    match = re.fullmatch(r"bytes=([0-9]{0,20})-([0-9]{0,20})", value.replace(" ", ""))
     if not match or match[1] == match[2] == "":
         return None  # several ranges: S3 answers 200 with the whole object [AWS: GetObject]
     first, last = match[1], match[2]
@@ -785,9 +786,10 @@ def parse_http_date(value: str) -> Optional[float]:
 
     try:
         fields = parsedate_tz(value)
-        return mktime_tz(fields) if fields else None
-    except (ValueError, OverflowError):
+        seconds = mktime_tz(fields) if fields else None
+    except (ValueError, OverflowError, IndexError, TypeError):  # the last two: 3.9's parser
         return None
+    return seconds if seconds is not None and abs(seconds) < 1 << 38 else None
 
 
 @functools.lru_cache(1024)
@@ -1229,7 +1231,7 @@ class SigningKey:
 
     def sign(self, text: str) -> str:
         inner, outer = self._inner.copy(), self._outer.copy()
-        inner.update(text.encode("latin-1"))
+        inner.update(text.encode("latin-1", "replace"))
         outer.update(inner.digest())
         return outer.hexdigest()
 
@@ -1297,7 +1299,7 @@ def canonical_request(head: Head, claim: Claim, **changed: str) -> str:
     lines = []
     for name in claim.names:
         value = changed[name] if name in changed else head.headers.get(name, "")
-        lines.append(f"{name}:{' '.join(value.split()) if '  ' in value else value}")
+        lines.append(f"{name}:{re.sub(' +', ' ', value) if '  ' in value else value}")
     query = changed.get("query")
     if query is None:
         query = canonical_query(head.pairs, "X-Amz-Signature") if head.query_text else ""
@@ -1307,7 +1309,7 @@ def canonical_request(head: Head, claim: Claim, **changed: str) -> str:
 
 
 def string_to_sign(claim: Claim, canonical: str) -> str:
-    digest = hashlib.sha256(canonical.encode("latin-1")).hexdigest()
+    digest = hashlib.sha256(canonical.encode("latin-1", "replace")).hexdigest()
     return f"{ALGORITHM}\n{claim.date}\n{claim.scope}\n{digest}"
 
 
@@ -1441,7 +1443,7 @@ def verify(head: Head, keyring: Keyring, bucket: str, now: float) -> Optional[Si
         return None
     check_no_token(head)
     check_signed_headers(head, claim)
-    return verify_v4(head, claim, secret, keyring)
+    return verify_v4(head, claim, secret, keyring, bucket)
 
 
 def check_window(first: float, last: float, now: float) -> None:
@@ -1453,7 +1455,9 @@ def check_window(first: float, last: float, now: float) -> None:
                       ServerTime=render_iso_date(now))
 
 
-def verify_v4(head: Head, claim: Claim, secret: str, keyring: Keyring) -> Signed:
+def verify_v4(
+    head: Head, claim: Claim, secret: str, keyring: Keyring, bucket: str
+) -> Signed:
     """Raises SignatureDoesNotMatch."""
     _, region = claim.scope.split("/")[:2]
     key = signing_key(secret, claim.scope[:8], region)
@@ -1463,7 +1467,7 @@ def verify_v4(head: Head, claim: Claim, secret: str, keyring: Keyring) -> Signed
         text = string_to_sign(claim, canonical_request(head, claim, **changed))
         return same(key.sign(text), claim.signature)
 
-    if fits() or any(fits(**changed) for changed in proxy_candidates(head, claim, keyring)):
+    if fits() or any(fits(**changed) for changed in proxy_candidates(head, claim, keyring, bucket)):
         return signed
     canonical = canonical_request(head, claim)
     raise S3Error(
@@ -1480,13 +1484,16 @@ def verify_v4(head: Head, claim: Claim, secret: str, keyring: Keyring) -> Signed
 SIGNED_ENCODINGS = ("identity", "gzip", "", "gzip, deflate", "gzip,deflate", "gzip, deflate, br")
 
 
-def proxy_candidates(head: Head, claim: Claim, keyring: Keyring) -> Iterator[dict[str, str]]:
+def proxy_candidates(
+    head: Head, claim: Claim, keyring: Keyring, bucket: str
+) -> Iterator[dict[str, str]]:
     """What a proxy may have changed on the way, each tried with a full compare. [ours]
 
     Our other names, the Host without its port (git-annex signs it so), and Accept-Encoding.
     """
     host = head.headers.get("host", "")
-    names = [host, host.rpartition(":")[0] if ":" in host else host, *keyring.hosts]
+    names = [host, host.rpartition(":")[0] if ":" in host else host]
+    names += [f"{bucket}.{name}" if bucket else name for name in keyring.hosts]
     encodings: tuple[Optional[str], ...] = (None,)
     if "accept-encoding" in claim.names:
         encodings += SIGNED_ENCODINGS
@@ -1791,10 +1798,18 @@ class ChunkedReader:
 
     def __init__(self, stream: Source, give_back: Callable[[bytes], None]):
         self._lines, self._give_back = LineReader(stream), give_back
-        self._left, self.done = 0, False
+        self._left, self.done, self._failed = 0, False, False
 
     def read(self, size: int) -> bytes:
-        """Raises IncompleteBody, BadRequest."""
+        """Raises IncompleteBody, BadRequest; for ever after the first time."""
+        if self._failed:
+            raise S3Error("BadRequest", "The chunks before were wrong.")
+        self._failed = True  # until this read is through
+        data = self._read(size)
+        self._failed = False
+        return data
+
+    def _read(self, size: int) -> bytes:
         if self.done:
             return b""
         if not self._left and not self._next_chunk():
@@ -1901,7 +1916,7 @@ class AwsChunkedReader:
             if not match or not self._has_trailer or len(self.trailers) > 4:
                 raise S3Error("MalformedTrailerError")
             name, value = match[1].decode().lower(), match[2].decode()
-            if name == "x-amz-trailer-signature":
+            if name == "x-amz-trailer-signature" and signature is None:
                 signature = value
             elif name in self.trailers or signature is not None:
                 raise S3Error("MalformedTrailerError")
@@ -2025,6 +2040,8 @@ class Body:
         self.size += len(data)
         if self.size > self._limit:
             raise S3Error("EntityTooLarge", ProposedSize=self.size, MaxSizeAllowed=self._limit)
+        if self.length is not None and self.size > self.length:
+            raise S3Error("IncompleteBody", "The body does not have its decoded length.")
         self._md5.update(data)
         if self._sha256:
             self._sha256.update(data)
@@ -2043,7 +2060,7 @@ class Body:
         return b"".join(pieces)
 
     def _finish(self) -> None:
-        promise, self._done = self._promise, True
+        promise = self._promise
         if promise.length is not None and promise.length != self.size:
             raise S3Error("IncompleteBody", "The body does not have its decoded length.")
         self.md5 = self._md5.hexdigest()
@@ -2058,6 +2075,7 @@ class Body:
             a: base64.b64encode(c.digest()).decode() for a, c in self._sums.items()
         }
         self._check_checksums({**promise.checksums, **self._trailer()})
+        self._done = True
 
     def _trailer(self) -> dict[str, str]:
         """Raises MalformedTrailerError, InvalidRequest."""
@@ -2217,12 +2235,12 @@ ROOM = ".s3mini"  # a bucket's own folder
 UNSAFE_NAME = r'[%/\x00-\x1f\x7f<>:"|?*\\]' if os.name == "nt" else r"[%/\x00-\x1f\x7f]"
 PLAIN_NAME = r'[^.%/\x00-\x1f\x7f<>:"|?*\\][^%/\x00-\x1f\x7f<>:"|?*\\]*'
 PLAIN_KEY = re.compile(rf"(?:{PLAIN_NAME}/)*{PLAIN_NAME}")
-WINDOWS_NAMES = re.compile(r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]")
+WINDOWS_NAMES = re.compile(r"(?is)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]")
 
 
 def is_reserved(name: str) -> bool:
     """Whether a name is the file system's or ours, and so must not be an object's as it is."""
-    folded = name.lower()
+    folded = name.casefold()  # NTFS and APFS take U+017F for an s
     if os.name == "nt" and WINDOWS_NAMES.fullmatch(name):
         return True
     return name in (".", "..") or folded == ROOM or is_sidecar(folded)
@@ -2238,8 +2256,9 @@ def escape_segment(segment: str) -> list[str]:
         return ["%"]
     units = [f"%{ord(c):02X}" if re.match(UNSAFE_NAME, c) else c for c in segment]
     if is_reserved(segment):
-        at = 0 if segment[0] == "." or not segment.endswith((".", " ")) else -1
-        units[at] = "".join(f"%{b:02X}" for b in segment[at].encode())
+        ends = (0, -1) if os.name == "nt" and segment.endswith((".", " ")) else (0,)
+        for at in ends:
+            units[at] = "".join(f"%{b:02X}" for b in segment[at].encode())
     if len("".join(units).encode()) <= MAX_NAME:
         return ["".join(units)]
     names = [""]
@@ -2278,7 +2297,7 @@ def key_of_names(names: list[str]) -> Optional[str]:
 
 def unescape(name: str) -> Optional[str]:
     try:
-        return unquote_to_bytes(name.encode("utf-8")).decode("utf-8") if "%" in name else name
+        return unquote_to_bytes(name.encode("utf-8")).decode("utf-8")
     except UnicodeError:  # not UTF-8, or put there by hand in another encoding
         return None
 
@@ -2329,7 +2348,14 @@ def parse_entry(value: object) -> Entry:
     known = {n: v for n, v in value.items() if n in ENTRY_TYPES}
     if any(type(v) is not ENTRY_TYPES[n] for n, v in known.items()):
         raise ValueError("a value of another type")
+    texts = [t for v in known.values() if isinstance(v, (dict, list)) for t in values_of(v)]
+    if not all(isinstance(t, str) for t in texts):
+        raise ValueError("a value inside of another type")
     return Entry(**known)
+
+
+def values_of(box: Union[dict[str, Any], list[Any]]) -> list[Any]:
+    return list(box.values()) if isinstance(box, dict) else box
 
 
 def parse_sidecar(data: bytes) -> Sidecar:
@@ -2337,8 +2363,10 @@ def parse_sidecar(data: bytes) -> Sidecar:
     try:
         value = json.loads(data)
         previous = value["previous"]
+        if not isinstance(value["key"], str):
+            raise ValueError("the key is no text")  # noqa: TRY004 one kind of error for all garbage
         entry = parse_entry(previous) if previous is not None else None
-        return Sidecar(str(value["key"]), parse_entry(value["current"]), entry)
+        return Sidecar(value["key"], parse_entry(value["current"]), entry)
     except (KeyError, TypeError, RecursionError) as why:
         raise ValueError(f"not a sidecar: {why}") from None
 
@@ -2414,6 +2442,9 @@ class Folder:
         self.close()
 
 
+FRESH = stat.S_ISVTX if HAS_DIR_FD else 0  # marks a folder whose name may not be on disk yet
+
+
 class Disk:
     """Every call that changes the disk, one method each: tests record them and make them fail."""
 
@@ -2463,7 +2494,12 @@ class Disk:
         os.unlink(folder.at(name), dir_fd=folder.fd)
 
     def mkdir(self, folder: Folder, name: str) -> None:
-        os.mkdir(folder.at(name), 0o750, dir_fd=folder.fd)
+        os.mkdir(folder.at(name), 0o750 | FRESH, dir_fd=folder.fd)
+
+    def settle(self, folder: Folder) -> None:
+        """Take the mark of a fresh folder away: its name is on disk."""
+        if folder.fd is not None:
+            os.fchmod(folder.fd, stat.S_IMODE(os.fstat(folder.fd).st_mode) & ~FRESH)
 
     def rmdir(self, folder: Folder, name: str) -> None:
         os.rmdir(folder.at(name), dir_fd=folder.fd)
@@ -2495,7 +2531,8 @@ class Staged:
             self.fd = disk.create(self.path)
             if not locked or not HAS_FLOCK:
                 break
-            fcntl.flock(self.fd, fcntl.LOCK_EX)
+            with closed_on_error(self.fd):
+                fcntl.flock(self.fd, fcntl.LOCK_EX)
             if os.fstat(self.fd).st_nlink:  # a starting server may have taken it for a dead one
                 break
             os.close(self.fd)
@@ -2665,32 +2702,54 @@ def is_link(folder: Folder, name: str) -> bool:
         return False
 
 
-def is_locked(folder: Union[Folder, str], name: str) -> bool:
-    """Whether a living writer holds the temp file."""
-    if not HAS_FLOCK or isinstance(folder, str):
-        return False
+@contextlib.contextmanager
+def unlocked(folder: Folder, name: str) -> Iterator[bool]:
+    """Whether no living writer holds the temp file; nobody can begin to, meanwhile."""
+    if not HAS_FLOCK or folder.fd is None:
+        yield True
+        return
     try:
         fd = folder.open_file(name)
     except OSError:
-        return True  # gone, or not ours to judge
+        yield False  # gone, or not ours to judge
+        return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
     except OSError:
-        return True
+        os.close(fd)
+        yield False
+        return
+    try:
+        yield True
     finally:
         os.close(fd)
 
 
 @contextlib.contextmanager
+def closed_on_error(fd: int, folder: Optional[Folder] = None) -> Iterator[None]:
+    """The descriptor is the caller's, if all goes well."""
+    try:
+        yield
+    except BaseException:
+        os.close(fd)
+        if folder:
+            folder.close()
+        raise
+
+
+@contextlib.contextmanager
 def locked_file(path: str) -> Iterator[None]:
     """An flock on a file: it excludes threads, processes and, on a network disk, machines."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o640)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if not os.fstat(fd).st_nlink:
+                continue  # removed while we waited: others hold another file of that name
+            yield
+            return
+        finally:
+            os.close(fd)
 
 
 LAST = "\U0010ffff" * (MAX_KEY // 4 + 1)  # behind every key that starts with what it is added to
@@ -2800,9 +2859,10 @@ class Level:
         """The level below a folder, or None when it is gone."""
         names = next(names for folder, names in self._folders if folder is item.folder)
         try:
-            return Level(item.folder.child(item.name), (*names, item.name), item.key, prefix)
-        except OSError:
+            folder = item.folder.child(item.name)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             return None
+        return Level(folder, (*names, item.name), item.key, prefix)
 
     def close(self) -> None:
         for folder, _ in self._folders:
@@ -2893,21 +2953,29 @@ class Store:
         self._entries: dict[str, Known] = {}
         self._free, self._free_until = 0, 0.0  # bytes above min_free, and how long that counts
         self._about: tuple[tuple[int, ...], dict[str, Any]] = ((), {})
+        self._usage_lock = threading.Lock()  # where there is no flock
         self._thread_locks = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
 
     # -- the bucket ------------------------------------------------------------------------------
 
     def create(self, **about: object) -> bool:
         """Make the bucket's folders; False when it is there already. Raises OSError."""
-        for path in (self.root, *(os.path.join(self.room, n) for n in ("tmp", "uploads", "locks"))):
-            os.makedirs(path, 0o750, exist_ok=True)
-        if self.about() is not None:
-            return False
-        self.write_about({"v": 1, "created": int(time.time()), **about})
+        self.make_room()
         for path in (self.room, self.root, os.path.dirname(self.root)):
             with Folder.open(path) as folder:
                 self.disk.sync_folder(folder)
+        if self.about() is not None:
+            return False
+        self.write_about({"v": 1, "created": int(time.time()), **about})
         return True
+
+    def make_room(self) -> None:
+        """The bucket's own folders, also where a restore dropped the empty ones."""
+        for path in (self.root, *(os.path.join(self.room, n) for n in ("tmp", "uploads", "locks"))):
+            os.makedirs(path, 0o750, exist_ok=True)
+        for number in range(LOCKS if HAS_FLOCK else 0):  # now: a full disk may have no inode later
+            path = os.path.join(self.room, "locks", f"{number:02x}")
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o640))
 
     def about(self) -> Optional[dict[str, Any]]:
         """bucket.json: created, owner, cors, tags; None when there is no such bucket."""
@@ -2949,22 +3017,52 @@ class Store:
             with Folder.open(self.room) as room:
                 self.disk.unlink(room, "bucket.json")
                 self.disk.sync_folder(room)
+            # Out of the way while nobody can make the bucket anew, or we would remove the new one.
+            aside = os.path.join(os.path.dirname(self.root), f"{ROOM}-{secrets.token_hex(8)}")
+            os.rename(self.room, aside)
         import shutil
 
-        shutil.rmtree(self.room, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
         with contextlib.suppress(OSError):  # something that is no object stays
             os.rmdir(self.root)
 
-    def clean(self, expire_uploads: int = 0) -> None:
-        """Remove the temp files of writers that are gone, and uploads that nobody finished."""
-        with Folder.open(os.path.join(self.room, "tmp")) as folder, folder.scan() as found:
-            for item in list(found):
-                if not is_locked(item.path if folder.fd is None else folder, item.name):
-                    self.disk.unlink(folder, item.name)
+    def clean(self, expire_uploads: int = 0, age: float = 0) -> None:
+        """Remove the temp files of writers that are gone, and uploads that nobody finished.
+
+        `age` spares what is younger: a sidecar on its way has no lock. At start it may be 0, a
+        writer of another process that loses its file so tries again or answers an error.
+        """
+        self.make_room()
+        self._clean_temp(age)
+        self._clean_uploads(age)
         self.prune_versions(time.time() - self.keep)
         for upload in self.uploads():
             if expire_uploads and upload.initiated + expire_uploads < time.time():
-                self.abort_upload(upload)
+                with contextlib.suppress(S3Error):  # it was ended just now
+                    self.abort_upload(upload)
+
+    def _clean_temp(self, age: float) -> None:
+        with Folder.open(os.path.join(self.room, "tmp")) as folder:
+            for name in [n for n in os.listdir(folder.path) if self._is_old(folder, n, age)]:
+                with unlocked(folder, name) as is_dead:
+                    if is_dead:
+                        self._drop(folder, name)
+
+    def _clean_uploads(self, age: float) -> None:
+        """Remove upload folders without upload.json: begun or ended, and then killed."""
+        with Folder.open(os.path.join(self.room, "uploads")) as uploads:
+            for name in os.listdir(uploads.path):
+                path = os.path.join(uploads.path, name)
+                is_upload = os.path.exists(os.path.join(path, "upload.json"))
+                if not is_upload and self._is_old(uploads, name, max(age, 3600)):
+                    self._empty_upload(path)
+
+    def _is_old(self, folder: Folder, name: str, age: float) -> bool:
+        """Whether nothing was done to it for that many seconds."""
+        try:
+            return folder.stat(name).st_mtime <= time.time() - age
+        except FileNotFoundError:
+            return False
 
     def count(self) -> None:
         """Count what the bucket holds, when it has a quota: at start, when nobody writes."""
@@ -2991,7 +3089,7 @@ class Store:
     def _usage(self) -> Iterator[int]:
         """The file with the number of bytes held, open and locked."""
         path = os.path.join(self.room, "usage")
-        with locked_file(path) if HAS_FLOCK else self._lock_number(0):
+        with locked_file(path) if HAS_FLOCK else self._usage_lock:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_BINARY, 0o640)
             try:
                 yield fd
@@ -3041,22 +3139,18 @@ class Store:
     def _open_slowly(self, key: str) -> Found:
         """Folder by folder, and again while writers are at it."""
         names, seen = names_of_key(key), 0
-        for attempt in range(ROUNDS + 1):
+        for _ in range(ROUNDS):
             place = self._open_data(names, key)
-            try:
-                with place.folder:
-                    info = os.fstat(place.fd)
-                    entry = self._known(place, info, key)
-                    twice, seen = seen == info.st_ino, info.st_ino
-                    if not entry and (twice or attempt == ROUNDS):
-                        entry = self._settle(place, key)
-            except BaseException:
-                os.close(place.fd)
-                raise
-            if entry:
-                return Found(entry, place.fd)
+            with place.folder, closed_on_error(place.fd):
+                info = os.fstat(place.fd)
+                entry = self._known(place, info, key)
+                if entry:
+                    return Found(entry, place.fd)
             os.close(place.fd)
-        raise AssertionError("unreachable")
+            if seen == info.st_ino:
+                break
+            seen = info.st_ino
+        return self._settle(names, key)
 
     def head(self, key: str) -> Entry:
         """What is known of the object. Raises NoSuchKey, AccessDenied."""
@@ -3122,11 +3216,18 @@ class Store:
         self._entries[key] = known
 
     def read_sidecar(self, place: Place) -> Optional[Sidecar]:
-        """None when there is none, or none that can be read: the object is adopted then."""
+        """None when there is none, or none that makes sense: the object is adopted then.
+
+        Raises OSError: one that cannot be opened just now is not one that is not there.
+        """
         try:
             fd = place.folder.open_file(place.sidecar)
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError as why:
+            if why.errno in (*LINK_ERRORS, errno.ENXIO, errno.EISDIR):
+                return None
+            raise
         try:
             data = os.read(fd, 64 * KIB)
             while more := os.read(fd, MIB) if len(data) >= 64 * KIB else b"":
@@ -3134,29 +3235,37 @@ class Store:
                 if len(data) > MAX_SIDECAR:
                     return None
             return parse_sidecar(data)
-        except (OSError, ValueError):  # bit rot in a sidecar: `check` reports it
+        except ValueError:  # bit rot in a sidecar: `check` reports it
             return None
         finally:
             os.close(fd)
 
-    def _settle(self, place: Place, key: str) -> Entry:
-        """The entry of a data file that no entry fits: look under the lock, then adopt it."""
+    def _settle(self, names: list[str], key: str) -> Found:
+        """The object whose data file no entry fits: look under the lock, then adopt it."""
         with self.lock(key):
-            info = os.fstat(place.fd)
-            entry = self._known(place, info, key)
-            if entry:
-                return entry
-            sidecar = self.read_sidecar(place)
-        entry = self._identify(place.fd, info, key, sidecar)
-        try:
-            with self.lock(key):
-                now = place.folder.stat(place.name)
-                if (now.st_ino, now.st_size, now.st_mtime_ns) == (
-                    info.st_ino, info.st_size, info.st_mtime_ns):
-                    self._write_sidecar(place, Sidecar(key, entry))
-        except OSError:  # a disk that is full or read-only: the object is still to be read
-            pass
-        return entry
+            place = self._open_data(names, key)  # what is there now: no writer is at it
+            with closed_on_error(place.fd, place.folder):
+                info = os.fstat(place.fd)
+                entry, sidecar = self._known(place, info, key), self.read_sidecar(place)
+        with place.folder, closed_on_error(place.fd):
+            if not entry:
+                entry = self._identify(place.fd, info, key, sidecar)
+                self._adopt(place, info, Sidecar(key, entry), sidecar)
+            return Found(entry, place.fd)
+
+    def _adopt(
+        self, place: Place, info: os.stat_result, found: Sidecar, sidecar: Optional[Sidecar]
+    ) -> None:
+        """Write down what was found out, if the file is still the same. No read fails for it.
+
+        A sidecar that makes no sense stays: it is a later version's, or a human can mend it.
+        """
+        with contextlib.suppress(OSError), self.lock(found.key):
+            now = place.folder.stat(place.name)
+            same = (now.st_ino, now.st_size, now.st_mtime_ns) == (
+                info.st_ino, info.st_size, info.st_mtime_ns)
+            if same and (sidecar or not exists(place.folder, place.sidecar)):
+                self._write_sidecar(place, found)
 
     def _identify(
         self, fd: int, info: os.stat_result, key: str, sidecar: Optional[Sidecar]
@@ -3212,20 +3321,30 @@ class Store:
         for depth, name in enumerate(names):
             with folder:
                 try:
-                    child = folder.child(name)
+                    child = self._synced(folder, folder.child(name))
                 except FileNotFoundError:
                     child = self._add_folder(folder, name)
                 except NotADirectoryError:
                     self._step_aside(names[: depth + 1])
-                    child = folder.child(name)
+                    child = self._synced(folder, folder.child(name))
             folder = child
         return folder
 
     def _add_folder(self, folder: Folder, name: str) -> Folder:
         with contextlib.suppress(FileExistsError):
             self.disk.mkdir(folder, name)
-        self.disk.sync_folder(folder)
-        return folder.child(name)
+        return self._synced(folder, folder.child(name))
+
+    def _synced(self, parent: Folder, folder: Folder) -> Folder:
+        """The folder, its name on disk: who made it may have been killed, or be just about to."""
+        try:
+            if FRESH and folder.fd is not None and os.fstat(folder.fd).st_mode & FRESH:
+                self.disk.sync_folder(parent)
+                self.disk.settle(folder)
+        except BaseException:
+            folder.close()
+            raise
+        return folder
 
     def _step_aside(self, names: list[str]) -> None:
         """Move the object that has a needed folder's name to its escaped name, NAME%.
@@ -3515,16 +3634,25 @@ class Store:
             check_source(entry)
             place, old = self._look(folder, names_of_key(key)[-1], key)
             check(old)
-            if old and (old.size, old.mtime_ns) == (entry.size, entry.mtime_ns):
+            if not old or (old.size, old.mtime_ns) != (entry.size, entry.mtime_ns):
+                self._link_to(origin, place, Sidecar(key, entry, old))
+            elif folder.stat(place.name).st_ino != origin.folder.stat(origin.name).st_ino:
                 raise S3Error("OperationAborted", "Both were written in the same instant.")
-            self._write_sidecar(place, Sidecar(key, entry, old))
-            spare = os.path.join(self.room, "tmp", secrets.token_hex(12))
-            self.disk.link(origin.folder, origin.name, spare)
-            self.disk.rename(spare, folder, place.name)
-            self.disk.sync_folder(folder)
+            self.disk.sync_folder(folder)  # of the same inode: an earlier rename went half way
             self.disk.unlink(origin.folder, origin.name)
             self.disk.sync_folder(origin.folder)
             self._drop(origin.folder, origin.sidecar)
+
+    def _link_to(self, origin: Place, place: Place, sidecar: Sidecar) -> None:
+        """Give a data file a second name, in the place of what is there."""
+        self._write_sidecar(place, sidecar)
+        spare = os.path.join(self.room, "tmp", secrets.token_hex(12))
+        self.disk.link(origin.folder, origin.name, spare)
+        try:
+            self.disk.rename(spare, place.folder, place.name)
+        except BaseException:
+            os.unlink(spare)
+            raise
 
     def update(self, key: str, change: Callable[[Entry], Entry], check: Check) -> Entry:
         """Change what is known of an object, not its bytes: the new stamp is the commit.
@@ -3590,8 +3718,13 @@ class Store:
         self, key: str, names: list[str], check: Check
     ) -> tuple[str, Optional[Entry]]:
         """The commit of a DELETE: ("", None) when there is nothing."""
-        try:
-            with self.lock(key), self.folder(names[:-1]) as folder:
+        with self.lock(key):
+            try:
+                folder = self.folder(names[:-1])
+            except (FileNotFoundError, NotADirectoryError):
+                check(None)
+                return "", None
+            with folder:
                 place, old = self._look(folder, names[-1], key)
                 check(old)
                 if old:
@@ -3599,10 +3732,8 @@ class Store:
                         self._keep_version(place, key, old)
                     self.disk.unlink(folder, place.name)
                     self.charge(0 if self.keep else -old.size)
-                return place.name if old else "", old
-        except (FileNotFoundError, NotADirectoryError):
-            check(None)
-            return "", None
+                # An orphan sidecar: a DELETE that was killed, or is not yet on disk. Finish it.
+                return place.name if old or exists(folder, place.sidecar) else "", old
 
     def _finish_delete(self, names: list[str], deleted: list[tuple[str, str]]) -> None:
         """Sync the folder, then remove the sidecars whose object did not come back meanwhile."""
@@ -3614,6 +3745,12 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             self._sync_nearest(names)  # somebody pruned the folder: that must be on disk
         self._prune(names)
+
+    def put_aside(self, place: Place) -> None:
+        """Move a sidecar that cannot be read out of the way, for a human to look at."""
+        with Folder.open(self.room) as room, self._open_or_add(room, "damaged") as damaged:
+            name = f"{time.time_ns():020}-{secrets.token_hex(4)}"
+            self.disk.rename(os.path.join(place.folder.path, place.sidecar), damaged, name)
 
     def drop_orphan(self, key: str, place: Place) -> None:
         with self.lock(key):
@@ -3673,7 +3810,7 @@ class Store:
                     elif item.is_file(follow_symlinks=False) and not is_sidecar(item.name):
                         return True
                 return any(self._has_objects(child, n) for n in folders)
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             return False
 
     def peek(self, item: Item) -> Optional[Entry]:
@@ -3708,8 +3845,8 @@ class Store:
                 value = json.loads(file.read(MAX_DOCUMENT))
             value["entry"] = parse_entry(value["entry"])
             return Upload(**{n: v for n, v in value.items() if n != "v"})
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
+            return None  # none, or damaged: then its parts cannot become an object any more
 
     def _upload_path(self, upload_id: str) -> str:
         return os.path.join(self.room, "uploads", upload_id)
@@ -3833,12 +3970,18 @@ class Store:
         """upload.json goes first: without it there is no upload, only files to be cleaned."""
         self._drop(folder, "upload.json")
         self.disk.sync_folder(folder)
-        with folder.scan() as items:
-            for name in [item.name for item in items]:
+        self._empty_upload(folder.path)
+
+    def _empty_upload(self, path: str) -> None:
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            Folder.open(path) as folder,
+        ):
+            for name in os.listdir(path):
                 self._drop(folder, name)
         with Folder.open(os.path.join(self.room, "uploads")) as uploads:
             with contextlib.suppress(OSError):  # a part that is just arriving made it again
-                self.disk.rmdir(uploads, upload.id)
+                self.disk.rmdir(uploads, os.path.basename(path))
 
 
 class Finding(NamedTuple):
@@ -3853,7 +3996,8 @@ class Finding(NamedTuple):
 FINDINGS = {  # kind: what it means, and what --repair does
     "damaged": "the bytes are not those that were stored; restore the file from a backup",
     "changed": "no entry describes the file: it was changed by hand; repair adopts it as it is",
-    "unreadable-sidecar": "the sidecar is damaged; repair writes one anew from the file",
+    "unreadable-sidecar": "the sidecar is damaged; repair moves it to .s3mini/damaged/ and writes "
+    "one anew from the file",
     "unhashed": "a file put there by hand, without its MD5; repair computes it",
     "orphan": "a sidecar whose object is gone; repair removes it",
     "temp": "a temp file of a writer that is gone; repair removes it",
@@ -3882,9 +4026,10 @@ class Inspector:
     def _temp_files(self) -> Iterator[Finding]:
         with Folder.open(os.path.join(self.store.room, "tmp")) as folder:
             for name in sorted(os.listdir(folder.path)):
-                if not is_locked(folder, name):
-                    if self.repair:
+                with unlocked(folder, name) as is_dead:
+                    if is_dead and self.repair:
                         self.store.disk.unlink(folder, name)
+                if is_dead:
                     yield Finding("temp", f"{ROOM}/tmp/{name}", "", self.repair)
 
     def _folder(
@@ -3938,6 +4083,8 @@ class Inspector:
         """A file without an entry: new ones are adopted by the first reader, and no finding."""
         if not sidecar and not exists(place.folder, place.sidecar):
             return
+        if self.repair and not sidecar:
+            self.store.put_aside(place)
         if self.repair:
             self.store.head(key)
         yield Finding("changed" if sidecar else "unreadable-sidecar", key, "", self.repair)
@@ -5770,7 +5917,9 @@ def resolve(head: Head, scope: str) -> tuple[Operation, str]:
         raise S3Error("NotImplemented" if selector else "MethodNotAllowed", Method=head.method)
     if head.query_text and head.method not in ("GET", "HEAD"):
         allowed = ALLOWED_NAMES.get((head.method, selector), set())
-        for name in head.query:
+        for name, value in head.query.items():
+            if "AWSAccessKeyId" in head.query and head.headers.get(name) == value:
+                continue  # botocore repeats the headers that SigV2 signs in the query
             if name not in AUTH_NAMES | SELECTORS | allowed and not IGNORED.fullmatch(name.lower()):
                 raise S3Error("NotImplemented", f"The parameter {name!r} is not known here.")
     return row
@@ -6078,7 +6227,15 @@ class Connection:
     def __init__(self, sock: socket.socket, peer: str, server: Server):
         self.sock, self.peer, self.server = sock, peer, server
         self.stream = Stream(sock)
-        self.is_idle = True
+        self.is_idle, self.was_ended = True, False
+
+    def end_idle(self) -> bool:
+        """Wake an idle connection's thread to its end; whether it was idle."""
+        if self.is_idle:
+            self.was_ended = True
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RD)
+        return self.was_ended
 
     def run(self) -> None:
         """Serve until the end. Never raises for anything a client does."""
@@ -6100,6 +6257,8 @@ class Connection:
             if not data:
                 return False
             head = parse_head(data)
+            if self.was_ended and head.has_body:  # what comes behind the head cannot be read
+                raise S3Error("ServiceUnavailable", "The server stops. Please try again.")
         except S3Error as why:
             return self.refuse(why, request_id)
         now, began = time.time(), time.perf_counter()
@@ -6370,13 +6529,8 @@ class Server(http.server.ThreadingHTTPServer):
         sock.close()
 
     def close_idle(self) -> bool:
-        """End the connection that has been idle longest; whether there was one."""
-        for connection in list(self.connections.values()):
-            if connection.is_idle:
-                with contextlib.suppress(OSError):
-                    connection.sock.shutdown(socket.SHUT_RDWR)
-                return True
-        return False
+        """End the connection that was idle first; whether there was one."""
+        return any(c.end_idle() for c in list(self.connections.values()) if not c.was_ended)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """One connection, in its own thread."""
@@ -6407,9 +6561,7 @@ class Server(http.server.ThreadingHTTPServer):
         deadline = time.monotonic() + STOP_SECONDS
         while self.connections and time.monotonic() < deadline:
             for connection in list(self.connections.values()):
-                if connection.is_idle:
-                    with contextlib.suppress(OSError):
-                        connection.sock.shutdown(socket.SHUT_RD)
+                connection.end_idle()
             with self._ended:
                 self._ended.wait(0.1)
         for sock in (self._wake_in, self._wake_out):
@@ -6532,7 +6684,7 @@ def tidy(config: Config) -> None:
     buckets = Buckets(config, Disk(config.durability == "disk"))
     for name in buckets.names():
         with contextlib.suppress(OSError, S3Error):  # one damaged bucket does not stop the others
-            buckets.open(name).clean(config.expire_uploads)
+            buckets.open(name).clean(config.expire_uploads, TIDY_SECONDS)
 
 
 class Master:

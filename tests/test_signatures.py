@@ -13,8 +13,9 @@ from typing import Any, Callable, Optional
 from urllib.parse import parse_qsl, quote, unquote
 
 import pytest
-import s3mini
 from signing_client import EMPTY, SIGNED_CHUNKS, SIGNED_TRAILER, UNSIGNED, Client
+
+import s3mini
 
 ACCESS_KEY = "AKIAIOSFODNN7EXAMPLE"
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
@@ -342,7 +343,7 @@ def botocore_request(signer: Callable[..., Any], seed: int, **more: Any) -> tupl
     source = random.Random(seed)
     method, path, pairs, headers = random_request(source)
     url = f"http://127.0.0.1:9000{path}{question(pairs[: source.randrange(4)])}".rstrip("?")
-    request = AWSRequest(method=method, url=url, headers=headers, data=b"content")
+    request = AWSRequest(method=method, url=url, headers=headers)
     signer(Credentials(ACCESS_KEY, SECRET), **more).add_auth(request)
     return request, random_escapes(source, path)
 
@@ -421,6 +422,30 @@ def test_version_2_signs_the_names_that_botocore_signs(query: str) -> None:
     head = wire_head(request, "/media/a%20b")
 
     assert is_accepted(head, now=time.time())
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Content-Type": "image/png"},
+        {"Content-MD5": "1B2M2Y8AsgTpgAmY7PhCfg=="},
+        {"Content-Type": "image/png", "x-amz-acl": "private", "x-amz-meta-a": "b"},
+    ],
+    ids=lambda headers: " ".join(headers) or "none",
+)
+def test_a_version_2_url_for_an_upload_leads_to_the_upload(headers: dict[str, str]) -> None:
+    """botocore repeats the signed headers in the query. [boto3: generate_presigned_url, default]"""
+    auth = pytest.importorskip("botocore.auth")
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    request = AWSRequest(method="PUT", url="http://127.0.0.1:9000/media/k", headers=dict(headers))
+    auth.HmacV1QueryAuth(Credentials(ACCESS_KEY, SECRET)).add_auth(request)
+    head = wire_head(request, "/media/k")
+
+    assert is_accepted(head, now=time.time())
+    assert s3mini.put_object is s3mini.resolve(s3mini.hoist(head), s3mini.OBJECT)[0]
 
 
 # --- The header, and every way to be wrong --------------------------------------------------------
@@ -968,8 +993,10 @@ def arrived(
     """A request that was signed in one form and came in another."""
     client = Client("box:9000", ACCESS_KEY, secret, now=STAMP)
     extra = {n.replace("_", "-"): v for n, v in headers.items()}
-    pairs = [(unquote(n), unquote(v)) for n, _, v in
-             [p.partition("=") for p in signed_query.split("&") if p]]
+    pairs = [
+        (unquote(n), unquote(v))
+        for n, _, v in [p.partition("=") for p in signed_query.split("&") if p]
+    ]
     signed = {**client.sign(signed_method, signed_path, pairs, extra, EMPTY), **(change or {})}
     return head_of(method, path + query, signed)
 

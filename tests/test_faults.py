@@ -1,0 +1,601 @@
+"""A disk that fails: what was stored stays as it was, and the next attempt works.
+
+First every call of the file layer fails in turn, then the real program meets real trouble: a disk
+that is full, of bytes or of files, a limit of file sizes, too few descriptors.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import pytest
+from conftest import Serve, Server
+from powercut import (
+    TMP,
+    Version,
+    body_of,
+    entry_of,
+    fast_folder,
+    listed,
+    put,
+    read_object,
+    version_of,
+)
+from signing_client import Client, Reply
+
+import s3mini
+
+OLD = b"old content of this key"
+NEW = b"NEW CONTENT OF THIS KEY"
+ERRNOS = [errno.EIO, errno.ENOSPC, errno.EMFILE, errno.EDQUOT]
+CALLS = ("create", "write", "stamp", "sync", "sync_folder", "rename", "unlink", "mkdir", "rmdir")
+UPLOAD = s3mini.Upload("0123456789abcdef" * 2, "x/k", 1_600_000_000, entry_of(b"", "joined"))
+
+
+class FailingDisk(s3mini.Disk):
+    """A file layer where the `number`th call named `call` fails; with `lasting` the later ones too.
+
+    A file whose fsync failed is remembered: a later fsync of it that "succeeds" is a lie.
+    """
+
+    def __init__(self, call: str, number: int, error: int, lasting: bool = False) -> None:
+        super().__init__(durable=False)
+        self.call, self.number, self.error, self.lasting = call, number, error, lasting
+        self.calls, self.failed, self.lied, self.commits = 0, False, False, 0
+        self._lost: set[int] = set()  # st_ino of what was not synced
+
+    def _take(self, call: str, ino: int = 0) -> None:
+        if call in ("sync", "sync_folder") and ino in self._lost:
+            self.lied = True
+        if call != self.call:
+            return
+        self.calls += 1
+        if self.calls == self.number or self.lasting and self.calls > self.number:
+            self.failed = True
+            if ino:
+                self._lost.add(ino)
+            raise OSError(self.error, os.strerror(self.error))
+
+    def create(self, path: str) -> int:
+        self._take("create")
+        return super().create(path)
+
+    def write(self, fd: int, data: bytes) -> None:
+        if self.call == "write" and self.calls + 1 == self.number:
+            super().write(fd, data[: len(data) // 2])  # a full disk takes what still fits
+        self._take("write")
+        super().write(fd, data)
+
+    def stamp(self, fd: int, path: str, mtime_ns: int) -> None:
+        self._take("stamp")
+        super().stamp(fd, path, mtime_ns)
+
+    def sync(self, fd: int) -> None:
+        self._take("sync", os.fstat(fd).st_ino)
+
+    def sync_folder(self, folder: s3mini.Folder) -> None:
+        self._take("sync_folder")
+        super().sync_folder(folder)
+
+    def rename(self, path: str, folder: s3mini.Folder, name: str) -> None:
+        self._take("rename")
+        super().rename(path, folder, name)
+
+    def unlink(self, folder: s3mini.Folder, name: str) -> None:
+        self._take("unlink")
+        super().unlink(folder, name)
+
+    def mkdir(self, folder: s3mini.Folder, name: str) -> None:
+        self._take("mkdir")
+        super().mkdir(folder, name)
+
+    def rmdir(self, folder: s3mini.Folder, name: str) -> None:
+        self._take("rmdir")
+        super().rmdir(folder, name)
+
+
+# -- operations: each on a bucket with x/k (old) and a (old) -----------------------------------
+
+Things = dict[str, Optional[Version]]  # key -> what it is; None: nothing
+OLD_VERSION = version_of(OLD, entry_of(OLD, "old"))
+NEW_VERSION = version_of(NEW, entry_of(NEW, "new"))
+UPDATED = replace(entry_of(OLD, "old"), headers={"content-type": "text/x-updated"})
+JOINED = entry_of(NEW, "joined", etag="0123-1", parts=["23"], upload=UPLOAD.id)
+
+
+def put_new(store: s3mini.Store) -> Things:
+    put(store, "n", NEW, "new")
+    return {"n": NEW_VERSION}
+
+
+def put_in_new_folders(store: s3mini.Store) -> Things:
+    put(store, "y/z/n", NEW, "new")
+    return {"y/z/n": NEW_VERSION}
+
+
+def put_over(store: s3mini.Store) -> Things:
+    put(store, "x/k", NEW, "new")
+    return {"x/k": NEW_VERSION}
+
+
+def put_below(store: s3mini.Store) -> Things:
+    """`a` must step aside for `a/b`."""
+    put(store, "a/b", NEW, "new")
+    return {"a/b": NEW_VERSION}
+
+
+def delete(store: s3mini.Store) -> Things:
+    store.delete("x/k", s3mini.no_check)
+    return {"x/k": None}
+
+
+def delete_many(store: s3mini.Store) -> Things:
+    for result in store.delete_many([("x/k", s3mini.no_check), ("a", s3mini.no_check)]):
+        if isinstance(result, s3mini.S3Error):
+            raise result
+    return {"x/k": None, "a": None}
+
+
+def update(store: s3mini.Store) -> Things:
+    change = {"headers": UPDATED.headers}
+    store.update("x/k", lambda entry: replace(entry, **change), s3mini.no_check)
+    return {"x/k": version_of(OLD, UPDATED)}
+
+
+def create_upload(store: s3mini.Store) -> Things:
+    store.create_upload(replace(UPLOAD, id="f" * 32))
+    return {}
+
+
+def put_part(store: s3mini.Store) -> Things:
+    part = store.put_part(UPLOAD, 2, body_of(NEW))
+    assert part.md5 == hashlib.md5(NEW).hexdigest()
+    return {}
+
+
+def complete(store: s3mini.Store) -> Things:
+    store.complete_upload(
+        UPLOAD, lambda parts: parts[:1], lambda _: replace(JOINED, md5=""), s3mini.no_check
+    )
+    return {"x/k": version_of(NEW, JOINED)}
+
+
+Operation = Callable[[s3mini.Store], Things]
+OPERATIONS: list[Operation] = [
+    put_new, put_in_new_folders, put_over, put_below, delete, delete_many, update, create_upload,
+    put_part, complete,
+]  # fmt: skip
+
+
+def lock_files(folder: str, names: list[str]) -> list[str]:
+    """They hold nothing, and would cost more than all the rest."""
+    return names if folder.endswith("/.s3mini/locks") else []
+
+
+class Room:
+    """Fresh copies of one prepared bucket, and what all of them held."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.old = folder, {"x/k": OLD_VERSION, "a": OLD_VERSION}
+        store = s3mini.Store(str(folder / "first"), s3mini.Disk(durable=False))
+        store.create()
+        for key in self.old:
+            put(store, key, OLD, "old")
+        store.create_upload(UPLOAD)
+        store.put_part(UPLOAD, 1, body_of(NEW))
+        self._number = 0
+
+    def fresh(self, disk: s3mini.Disk) -> s3mini.Store:
+        self._number += 1
+        root = str(self.folder / str(self._number))
+        shutil.copytree(self.folder / "first", root, ignore=lock_files)
+        return s3mini.Store(root, disk)
+
+
+@pytest.fixture
+def room() -> Iterator[Room]:
+    with tempfile.TemporaryDirectory(prefix="s3mini-faults-", dir=fast_folder()) as folder:
+        yield Room(Path(folder))
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def attempt(store: s3mini.Store, operation: Operation) -> tuple[Optional[Things], str]:
+    """(what it says it did, ""), or (None, why it refused)."""
+    try:
+        return operation(store), ""
+    except (s3mini.S3Error, OSError) as error:
+        return None, f"{type(error).__name__}: {error}"
+
+
+def check_after(store: s3mini.Store, old: Things, new: Things, done: bool) -> None:
+    """Old or new, whole, and new when that was acknowledged; no temp files."""
+    sane = s3mini.Store(store.root, s3mini.Disk(durable=False))
+    found = {key: read_object(sane, key) for key in {**old, **new}}
+    for key, version in found.items():
+        allowed = [new[key]] if done and key in new else [old.get(key), new.get(key, old.get(key))]
+        assert version in allowed, f"{key}: neither old nor new: {version}"
+    assert sorted(k for k, v in found.items() if v) == sorted(listed(sane))
+    assert [] == os.listdir(os.path.join(store.root, *TMP))
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_failing_disk_leaves_the_old_version_and_the_next_attempt_works(
+    room: Room, operation: Operation, call: str
+) -> None:
+    new = operation(room.fresh(s3mini.Disk(durable=False)))
+    for error in ERRNOS:
+        for number in range(1, 100):
+            disk = FailingDisk(call, number, error)
+            store = room.fresh(disk)
+            before = open_descriptors()
+            done, why = attempt(store, operation)
+            assert before == open_descriptors(), f"descriptors leak at {call} {number}: {why}"
+            assert not (done is not None and disk.lied), "an fsync that failed was tried again"
+            if not disk.failed:
+                break
+            check_after(store, room.old, new, done is not None)
+            fresh = s3mini.Store(store.root, s3mini.Disk(durable=False))
+            if operation is not complete or fresh.uploads():
+                assert new == operation(fresh), "the next attempt"
+            check_after(store, room.old, new, done=True)
+        else:
+            pytest.fail("it never ended")
+
+
+@pytest.mark.parametrize("operation", [put_new, put_in_new_folders, put_over, put_below, delete,
+                                       update, put_part, complete])  # fmt: skip
+@pytest.mark.parametrize("call", ["sync", "sync_folder"])
+def test_while_fsync_fails_nothing_is_acknowledged(
+    room: Room, operation: Operation, call: str
+) -> None:
+    disk = FailingDisk(call, 1, errno.EIO, lasting=True)
+    store = room.fresh(disk)
+    done, why = attempt(store, operation)
+
+    if operation is delete and call == "sync":
+        assert done is not None, "a DELETE has no file to sync"
+    else:
+        assert done is None
+        assert "Input/output error" in why
+    new = operation(room.fresh(s3mini.Disk(durable=False)))
+    check_after(store, room.old, new, done is not None)
+
+
+@pytest.mark.parametrize("call", ["create", "write", "sync", "rename"])
+def test_a_put_that_fails_before_its_commit_changes_nothing_at_all(room: Room, call: str) -> None:
+    """Nothing but the sidecar, which still describes the old content first of all."""
+    for number in range(1, 100):
+        disk = FailingDisk(call, number, errno.ENOSPC)
+        store = room.fresh(disk)
+        if attempt(store, put_over)[0] is not None:
+            assert number > 1
+            return
+
+        assert OLD_VERSION == read_object(store, "x/k")
+        assert Path(store.root, "x", "k").read_bytes() == OLD
+    pytest.fail("it never ended")
+
+
+class FailingOpen:
+    """s3mini's `os`, whose open() fails at one call: EMFILE also comes where one reads."""
+
+    def __init__(self, number: int, error: int) -> None:
+        self.number, self.error, self.calls = number, error, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, *args: Any, **more: Any) -> int:
+        self.calls += 1
+        if self.calls == self.number:
+            raise OSError(self.error, os.strerror(self.error))
+        return os.open(*args, **more)
+
+
+def get(store: s3mini.Store) -> Things:
+    return {"x/k": read_object(store, "x/k")}
+
+
+def head(store: s3mini.Store) -> Things:
+    entry = store.head("x/k")
+    assert version_of(OLD, entry) == OLD_VERSION, entry
+    return {}
+
+
+def listing(store: s3mini.Store) -> Things:
+    entries = {key: entry and version_of(OLD, entry) for key, entry in listed(store).items()}
+    assert entries == {"x/k": OLD_VERSION, "a": OLD_VERSION}
+    return {}
+
+
+def put_if_unchanged(store: s3mini.Store) -> Things:
+    """The condition must see the entry that is there, not what the bytes alone would tell."""
+    seen: list[Optional[s3mini.Entry]] = []
+    store.put("x/k", body_of(NEW), lambda: entry_of(NEW, "new"), seen.append)
+    assert [e and version_of(OLD, e) for e in seen[-1:]] == [OLD_VERSION], seen
+    return {"x/k": NEW_VERSION}
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENOMEM, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize(
+    "operation",
+    [get, head, listing, put_over, put_if_unchanged, put_below, delete, update, complete],
+)
+def test_an_open_that_fails_once_costs_nobody_his_metadata(
+    room: Room, monkeypatch: pytest.MonkeyPatch, operation: Operation, error: int
+) -> None:
+    """A sidecar that cannot be opened just now is not a sidecar that is not there."""
+    if (operation, error) == (listing, errno.EACCES):
+        pytest.skip("a folder that may not be read, such as lost+found, is left out")
+    new = operation(room.fresh(s3mini.Disk(durable=False)))
+    for number in range(1, 100):
+        store = room.fresh(s3mini.Disk(durable=False))
+        before = open_descriptors()
+        with monkeypatch.context() as patch:
+            failing = FailingOpen(number, error)
+            patch.setattr(s3mini, "os", failing)
+            done, why = attempt(store, operation)
+        assert before == open_descriptors(), f"descriptors leak at open {number}: {why}"
+        if failing.calls < number:
+            return
+        assert done in (None, new), f"open {number} failed, and it said"
+        check_after(store, room.old, new, done is not None)
+    pytest.fail("it never ended")
+
+
+def test_an_open_that_fails_does_not_make_a_bucket_look_empty(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeleteBucket holds 256 lock files: it is the first to run out of descriptors."""
+    for number in [1, 2, 100, *range(250, 500)]:
+        store = room.fresh(s3mini.Disk(durable=False))
+        store.delete("a", s3mini.no_check)  # what is left lies in a folder
+        with monkeypatch.context() as patch:
+            failing = FailingOpen(number, errno.EMFILE)
+            patch.setattr(s3mini, "os", failing)
+            with pytest.raises((s3mini.S3Error, OSError)):
+                store.destroy()
+        assert store.about() is not None
+        assert OLD_VERSION == read_object(store, "x/k")
+        if failing.calls < number:
+            assert number > 256
+            return
+    pytest.fail("it never ended")
+
+
+def test_a_sidecar_that_cannot_be_understood_is_not_written_over_by_a_read(room: Room) -> None:
+    """It may be a later version's, or hold what a human can still make out."""
+    store = room.fresh(s3mini.Disk(durable=False))
+    sidecar = Path(store.root, "x", ".k.s3mini.json")
+    value = json.loads(sidecar.read_text())
+    value["current"]["tags"] = [["a later version's", "tags"]]
+    sidecar.write_text(json.dumps(value))
+    kept = sidecar.read_bytes()
+
+    found = read_object(store, "x/k")
+    assert found
+    assert found.data == OLD
+    assert kept == sidecar.read_bytes()
+
+
+# -- the real program, real trouble ------------------------------------------------------------
+
+FILL = {"content-type": "text/x-fill"}
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """mounted("size=4m") is a small disk of its own."""
+    places: list[Path] = []
+
+    def mount(options: str) -> Path:
+        place = tmp_path / f"disk{len(places)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        if os.geteuid() or subprocess.run(command, check=False, capture_output=True).returncode:
+            pytest.skip("a small disk needs root, and the right to mount")
+        places.append(place)
+        return place
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def store_old(s3: Client, key: str, data: bytes = OLD) -> None:
+    """An object that an adopted file would not look like."""
+    sent = {"content-type": "text/x-old", "x-amz-meta-name": "old"}
+    assert s3.put(key, data, sent).status == 200
+
+
+def is_old(reply: Reply, data: bytes = OLD) -> bool:
+    named = {n: reply.headers.get(n) for n in ("content-type", "x-amz-meta-name")}
+    whole = reply.body == data and reply.etag == hashlib.md5(data).hexdigest()
+    return whole and named == {"content-type": "text/x-old", "x-amz-meta-name": "old"}
+
+
+def check_works(server: Server, s3: Client) -> None:
+    """All is well again: nothing left behind, writes and reads work."""
+    assert server.running
+    assert s3.put("again", NEW, FILL).status == 200
+    assert NEW == s3.get("again").body
+    assert 204 == s3.delete("again").status
+    assert [] == list((server.data / "media" / Path(*TMP)).iterdir())
+
+
+def fill_bytes(disk: Path) -> None:
+    """Until nothing fits any more."""
+    with suppress(OSError), open(disk / "filling", "wb", buffering=0) as file:
+        while file.write(bytes(65536)):
+            pass
+
+
+def fill_files(disk: Path) -> None:
+    (disk / "filling").mkdir()
+    with suppress(OSError):
+        for number in range(10_000):
+            (disk / "filling" / str(number)).touch()
+
+
+def make_room(disk: Path) -> None:
+    filling = disk / "filling"
+    if filling.is_dir():
+        shutil.rmtree(filling)
+    else:
+        filling.unlink()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_refuses_writes_and_keeps_what_it_has(
+    serve: Serve, mounted: Callable[[str], Path], workers: int
+) -> None:
+    disk = mounted("size=4m")
+    server = serve(data=disk, min_free=0, workers=workers, durability="disk")
+    s3 = server.client(bucket="media")
+    store_old(s3, "x/k")
+    store_old(s3, "gone")
+    fill_bytes(disk)
+
+    for key, size in (("x/k", 100_000), ("new", 100_000), ("y/z", 1), ("x/k", 1)):
+        refused = s3.put(key, b"x" * size, FILL)
+        assert (507, "InsufficientStorage") == (refused.status, refused.error), refused.body
+    assert is_old(s3.get("x/k"))
+    assert 404 == s3.head("new").status
+    assert 404 == s3.head("y/z").status
+    assert ["gone", "x/k"] == s3.get(list_type=2).elements("Key")
+
+    assert 204 == s3.delete("gone").status
+    assert 404 == s3.get("gone").status
+    make_room(disk)
+    check_works(server, s3)
+
+
+def test_a_disk_without_inodes_refuses_writes_and_still_deletes(
+    serve: Serve, mounted: Callable[[str], Path]
+) -> None:
+    disk = mounted("size=16m,nr_inodes=3000")
+    server = serve(data=disk, min_free=0, workers=1, durability="disk")
+    s3 = server.client(bucket="media")
+    keys = [f"k{number}" for number in range(8)]
+    for key in keys:
+        store_old(s3, key)
+    server.stop()
+    shutil.rmtree(disk / "media" / ".s3mini" / "locks")  # a lock file is made when it is needed
+    server.start()
+    s3 = server.client(bucket="media")
+    fill_files(disk)
+
+    refused = s3.put("k0", NEW)
+    assert (507, "InsufficientStorage") == (refused.status, refused.error)
+    assert is_old(s3.get("k0"))
+    assert [204] * 8 == [s3.delete(key).status for key in keys]
+    assert [404] * 8 == [s3.get(key).status for key in keys]
+    make_room(disk)
+    check_works(server, s3)
+
+
+def test_min_free_is_kept_free(serve: Serve, mounted: Callable[[str], Path]) -> None:
+    disk = mounted("size=8m")
+    server = serve(data=disk, min_free="4M", workers=1, durability="disk")
+    s3 = server.client(bucket="media")
+    store_old(s3, "k")
+
+    refused = s3.put("k", bytes(5_000_000), FILL)
+    assert (507, "InsufficientStorage") == (refused.status, refused.error)
+    assert is_old(s3.get("k"))
+    assert s3.put("small", bytes(100_000), FILL).status == 200
+    fill_bytes(disk)
+    assert 507 == s3.put("small", b"", FILL).status
+    assert [204, 204] == [s3.delete(key).status for key in ("k", "small")]
+    make_room(disk)
+    check_works(server, s3)
+
+
+def limited(server: Server, name: int, value: int) -> tuple[int, int]:
+    """Change a running server's limit; gives the old one."""
+    old = resource.prlimit(server.process.pid, name)
+    resource.prlimit(server.process.pid, name, (value, old[1]))
+    return old
+
+
+def test_a_file_over_the_size_limit_is_refused(serve: Serve) -> None:
+    """RLIMIT_FSIZE, as `ulimit -f` or systemd's LimitFSIZE= set it."""
+    server = serve(workers=1, durability="disk", min_free=0)
+    s3 = server.client(bucket="media")
+    store_old(s3, "k")
+    old = limited(server, resource.RLIMIT_FSIZE, 300_000)
+
+    refused = s3.put("k", bytes(1_000_000), FILL)
+    assert (507, "InsufficientStorage") == (refused.status, refused.error)
+    assert is_old(s3.get("k"))
+    assert s3.put("small", bytes(200_000), FILL).status == 200
+    limited(server, resource.RLIMIT_FSIZE, old[0])
+    assert s3.put("k", bytes(1_000_000), FILL).status == 200
+    check_works(server, s3)
+
+
+def test_without_descriptors_requests_are_refused_and_nothing_is_lost(serve: Serve) -> None:
+    """`ulimit -n`, lower and lower until nothing works, and up again."""
+    server = serve(workers=1, durability="disk", min_free=0)
+    s3 = server.client(bucket="media")
+    store_old(s3, "x/k")
+    used = max(int(name) for name in os.listdir(f"/proc/{server.process.pid}/fd"))
+    seen: dict[str, set[int]] = {"GET": set(), "PUT": set()}
+
+    old = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+    for room_left in range(8, 0, -1):
+        limited(server, resource.RLIMIT_NOFILE, used + 1 + room_left)
+        reply = s3.get("x/k")
+        seen["GET"].add(reply.status)
+        assert is_old(reply) or (503, "ServiceUnavailable") == (reply.status, reply.error)
+        reply = s3.put("x/k", NEW, FILL)
+        seen["PUT"].add(reply.status)
+        limited(server, resource.RLIMIT_NOFILE, old[0])
+        if reply.status == 200:
+            assert NEW == s3.get("x/k").body
+            store_old(s3, "x/k")
+        else:
+            assert (503, "ServiceUnavailable") == (reply.status, reply.error)
+        assert is_old(s3.get("x/k"))
+    assert 200 in seen["GET"]
+    assert {200, 503} == seen["PUT"], "the limits did not try both"
+    check_works(server, s3)
+    left = max(int(name) for name in os.listdir(f"/proc/{server.process.pid}/fd"))
+    assert used + 2 >= left, "descriptors leak"
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_and_no_more(room: Room) -> None:
+    """EROFS and EACCES are neither the client's fault nor a reason to lose anything."""
+    for error in (errno.EROFS, errno.EACCES):
+        store = room.fresh(FailingDisk("create", 1, error, lasting=True))
+        assert attempt(store, put_over)[0] is None
+        check_after(store, room.old, {}, done=False)
+
+
+def test_errors_of_the_disk_have_their_s3_codes() -> None:
+    codes: Mapping[int, str] = {
+        errno.ENOSPC: "InsufficientStorage",
+        errno.EDQUOT: "InsufficientStorage",
+        errno.EFBIG: "InsufficientStorage",
+        errno.EMFILE: "ServiceUnavailable",
+        errno.ENFILE: "ServiceUnavailable",
+        errno.EIO: "InternalError",
+    }
+
+    assert codes == {n: s3mini.error_of_disk(OSError(n, "why")).code for n in codes}
