@@ -136,7 +136,13 @@ class Writer(threading.Thread):
     def key(self) -> str:
         return self.random.choice(KEYS)
 
+    def check_running(self, reply: Reply) -> None:
+        """Workers that outlive the master say 503 while they leave: as good as gone."""
+        if reply.error == "ServiceUnavailable":
+            raise ConnectionError("the server stops")
+
     def finish(self, reply: Reply, *writes: Write, missing: bool = False) -> None:
+        self.check_running(reply)
         if missing and reply.status == 404:
             self.history.end(list(writes), acknowledged=False)
             return
@@ -152,9 +158,11 @@ class Writer(threading.Thread):
     def multipart(self) -> None:
         write = self.history.begin(self.key(), "multipart")
         reply = self.client.post(write.key, headers=write.headers, query="uploads")
+        self.check_running(reply)
         assert reply.status == 200, reply.body
         upload = reply.element("UploadId")
         part = self.client.put(write.key, write.body, partNumber=1, uploadId=upload)
+        self.check_running(part)
         assert part.status == 200, part.body
         document = (
             "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber>"
