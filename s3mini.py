@@ -1750,13 +1750,14 @@ class LengthReader:
     """Content-Length bytes of a connection."""
 
     def __init__(self, stream: Source, length: int):
-        self._stream, self.left = stream, length
+        self._read = getattr(stream, "read_all", stream.read)  # these bytes will come: wait for all
+        self.left = length
 
     def read(self, size: int) -> bytes:
         """Raises IncompleteBody when the connection ends early."""
         if not self.left:
             return b""
-        data = self._stream.read(min(size, self.left))
+        data = self._read(min(size, self.left))
         if not data:
             raise S3Error("IncompleteBody")
         self.left -= len(data)
@@ -2008,6 +2009,41 @@ def parse_trailer(headers: Mapping[str, str], payload: str, has_header: bool) ->
     return algorithm
 
 
+@functools.lru_cache(1)
+def hash_threads() -> Any:
+    """Threads that hash while others receive and write; hashlib works without Python's lock."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(32, "hash")
+
+
+class Md5Behind:
+    """MD5, the slowest of the hashes, one piece behind the reader in another thread.
+
+    Small pieces are hashed at once: handing one over takes 30 us, hashing 64 KiB takes 110.
+    """
+
+    def __init__(self) -> None:
+        self._md5, self._pending = hashlib.md5(), None
+
+    def update(self, data: bytes) -> None:
+        self._wait()
+        if len(data) < SMALL:
+            self._md5.update(data)
+        else:
+            self._pending = hash_threads().submit(self._md5.update, data)
+
+    def _wait(self) -> None:
+        pending: Any = self._pending
+        if pending is not None:
+            pending.result()
+            self._pending = None
+
+    def digest(self) -> bytes:
+        self._wait()
+        return self._md5.digest()
+
+
 class Body:
     """The payload, decoded and verified while it is read.
 
@@ -2020,7 +2056,7 @@ class Body:
         self.length, self.size, self.md5, self._done = promise.length, 0, "", False
         self.algorithm = promise.algorithm
         self.checksums: dict[str, str] = {}
-        self._md5 = hashlib.md5()
+        self._md5 = Md5Behind()
         self._sha256 = hashlib.sha256() if promise.sha256 else None
         self._sums = {a: ALGORITHMS[a]() for a in {promise.algorithm} - {""}}
         if promise.length is not None and promise.length > limit:
@@ -2063,8 +2099,9 @@ class Body:
         promise = self._promise
         if promise.length is not None and promise.length != self.size:
             raise S3Error("IncompleteBody", "The body does not have its decoded length.")
-        self.md5 = self._md5.hexdigest()
-        if promise.md5 is not None and promise.md5 != self._md5.digest():
+        digest = self._md5.digest()
+        self.md5 = digest.hex()
+        if promise.md5 is not None and promise.md5 != digest:
             raise S3Error("BadDigest", "The Content-MD5 you specified did not match what we "
                           "received.", CalculatedDigest=self.md5)
         if self._sha256 and self._sha256.hexdigest() != promise.sha256:
@@ -2302,13 +2339,32 @@ def unescape(name: str) -> Optional[str]:
         return None
 
 
+def read_at(fd: int, size: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(fd, size, offset)
+    os.lseek(fd, offset, os.SEEK_SET)  # Windows; every reader has a descriptor of its own
+    return os.read(fd, size)
+
+
+def hash_file(fd: int, start: int, size: int) -> str:
+    """The MD5 of `size` bytes of a file, in hex."""
+    total, offset = hashlib.md5(), start
+    while offset < start + size:
+        data = read_at(fd, min(PIECE, start + size - offset), offset)
+        if not data:
+            break
+        total.update(data)
+        offset += len(data)
+    return total.hexdigest()
+
+
 @dataclass
 class Entry:
     """What a sidecar says of one generation of a data file."""
 
     size: int
     etag: str  # md5 in hex, or md5-of-md5s "-" number of parts
-    md5: str  # hex, of the whole content; "" where a large file was put there by hand
+    md5: str  # hex, of the whole; "" for parts' and for large files that were put there by hand
     modified: int  # seconds since 1970: what clients see
     mtime_ns: int = 0  # with size it is the generation: the data file's own st_mtime_ns
     ino: int = 0  # breaks a tie, never required
@@ -2317,13 +2373,29 @@ class Entry:
     tags: dict[str, str] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)  # algorithm -> base64
     checksum_type: str = ""  # FULL_OBJECT or COMPOSITE, where there are checksums
-    parts: list[str] = field(default_factory=list)  # "SIZE" or "SIZE CHECKSUM", in order
+    parts: list[str] = field(default_factory=list)  # "SIZE MD5" or "SIZE MD5 CHECKSUM", in order
     acl: str = ""  # "public-read" or ""
     upload: str = ""  # the multipart upload that made it: a repeated Complete is answered again
     version_id: str = "null"
 
     def fits(self, info: os.stat_result) -> bool:
         return (self.size, self.mtime_ns) == (info.st_size, info.st_mtime_ns)
+
+    def spans(self) -> Iterator[tuple[int, int, str]]:
+        """(start, size, MD5) of what is known of the content: the whole, or each part."""
+        if self.md5:
+            yield 0, self.size, self.md5
+            return
+        start = 0
+        for part in self.parts:
+            size, md5 = part.split()[:2]
+            yield start, int(size), md5
+            start += int(size)
+
+    def describes(self, fd: int) -> bool:
+        """Whether the file's bytes are the ones that were stored. False where nothing is known."""
+        spans = list(self.spans())
+        return bool(spans) and all(hash_file(fd, start, size) == md5 for start, size, md5 in spans)
 
 
 @dataclass
@@ -2612,25 +2684,6 @@ Check = Callable[[Optional[Entry]], None]
 
 def no_check(_: Optional[Entry]) -> None:
     return None
-
-
-def hash_file(fd: int, size: int) -> str:
-    """The MD5 of a file's first `size` bytes, in hex."""
-    total, offset = hashlib.md5(), 0
-    while offset < size:
-        data = read_at(fd, min(PIECE, size - offset), offset)
-        if not data:
-            break
-        total.update(data)
-        offset += len(data)
-    return total.hexdigest()
-
-
-def read_at(fd: int, size: int, offset: int) -> bytes:
-    if hasattr(os, "pread"):
-        return os.pread(fd, size, offset)
-    os.lseek(fd, offset, os.SEEK_SET)  # Windows; every reader has a descriptor of its own
-    return os.read(fd, size)
 
 
 class FileReader:
@@ -3112,6 +3165,10 @@ class Store:
             with self._usage() as fd:
                 if read_number(fd) + length > self.quota:
                     raise S3Error("QuotaExceeded", Quota=self.quota)
+        self.check_free(length)
+
+    def check_free(self, length: int) -> None:
+        """Whether `length` more bytes leave min_free. Raises InsufficientStorage."""
         if not self.min_free or not hasattr(os, "statvfs"):
             return
         now = time.monotonic()
@@ -3271,15 +3328,11 @@ class Store:
         self, fd: int, info: os.stat_result, key: str, sidecar: Optional[Sidecar]
     ) -> Entry:
         """What a file is that no entry describes: a version from a backup, or a new one."""
-        same_size = [
-            e for e in (sidecar.current, sidecar.previous) if e and e.md5 and e.size == info.st_size
-        ] if sidecar and sidecar.key == key else []
-        md5 = ""
-        if same_size or info.st_size <= ADOPT_BYTES:
-            md5 = hash_file(fd, info.st_size)
-        for entry in same_size:
-            if entry.md5 == md5:
-                return replace(entry, mtime_ns=info.st_mtime_ns, ino=info.st_ino)
+        if sidecar and sidecar.key == key:
+            for entry in (sidecar.current, sidecar.previous):
+                if entry and entry.size == info.st_size and entry.describes(fd):
+                    return replace(entry, mtime_ns=info.st_mtime_ns, ino=info.st_ino)
+        md5 = hash_file(fd, 0, info.st_size) if info.st_size <= ADOPT_BYTES else ""
         stand_in = hashlib.md5(f"{info.st_size} {info.st_mtime_ns} {info.st_ino}".encode())
         return Entry(info.st_size, md5 or stand_in.hexdigest() + "-1", md5, int(info.st_mtime),
                      info.st_mtime_ns, info.st_ino, {"content-type": guess_type(key)})
@@ -3927,37 +3980,22 @@ class Store:
         """Join parts to an object. `choose` picks and checks them; as put otherwise."""
         with self._upload_lock(upload) as folder:
             chosen = choose(self._parts(folder))
-            self.check_room(sum(p.size for p in chosen))
+            self.check_free(sum(p.size for p in chosen))
             with self.stage() as staged:
-                total = hashlib.md5()
                 for part in chosen:
-                    self._join(folder, part, staged, total)
-                entry = replace(describe(chosen), md5=total.hexdigest())
+                    self._join(folder, part, staged)
                 charged = sum(p.size for p in self._parts(folder))
-                entry = self.commit(upload.key, staged, entry, check, charged)
+                entry = self.commit(upload.key, staged, describe(chosen), check, charged)
             self._remove_upload(upload, folder)
         return entry
 
-    def _join(self, folder: Folder, part: Part, staged: Staged, total: Any) -> None:
-        """Append a part to the staged file and to the running MD5 of the whole.
-
-        Raises InternalError when the part is not what was acknowledged (bit rot).
-        """
-        own, offset = hashlib.md5(), 0
+    def _join(self, folder: Folder, part: Part, staged: Staged) -> None:
+        """Append a part to the staged file, by the kernel: its MD5 was checked when it came."""
         fd = folder.open_file(part.name)
         try:
-            while offset < part.size:
-                data = read_at(fd, PIECE, offset)
-                if not data:
-                    break
-                own.update(data)
-                total.update(data)
-                self.disk.write(staged.fd, data)
-                offset += len(data)
+            self.disk.copy(fd, 0, part.size, staged.fd)
         finally:
             os.close(fd)
-        if own.hexdigest() != part.md5:
-            raise S3Error("InternalError", f"Part {part.number} is damaged on the disk.")
 
     def abort_upload(self, upload: Upload) -> None:
         """Raises NoSuchUpload."""
@@ -4074,7 +4112,7 @@ class Inspector:
             entry = sidecar.fitting(info) if sidecar else None
             if not entry:
                 yield from self._unknown(place, key, sidecar)
-            elif self.deep or not entry.md5:
+            elif self.deep or not any(entry.spans()):
                 yield from self._deep(place, key, entry)
         finally:
             os.close(place.fd)
@@ -4090,24 +4128,35 @@ class Inspector:
         yield Finding("changed" if sidecar else "unreadable-sidecar", key, "", self.repair)
 
     def _deep(self, place: Place, key: str, entry: Entry) -> Iterator[Finding]:
-        """Every byte against the MD5 and the checksums of the whole."""
-        if not entry.md5 and not self.repair and not self.deep:
-            yield Finding("unhashed", key, f"{entry.size} bytes", False)
+        """Every byte against the MD5s that are known, and a checksum of the whole."""
+        if not any(entry.spans()):
+            yield self._hash(place, key, entry)
             return
-        body = Body(FileReader(place.fd, 0, entry.size), Promise(), MAX_OBJECT)
-        for algorithm in entry.checksums if entry.checksum_type == "FULL_OBJECT" else ():
-            body.want(algorithm)
-        while body.read():
-            pass
-        wrong = [a for a, v in body.checksums.items() if v != entry.checksums[a]]
-        if entry.md5 and (wrong or body.md5 != entry.md5):
-            if entry.fits(os.stat(place.fd)):  # and was not replaced in place while we read
-                yield Finding("damaged", key, f"MD5 is {body.md5}, was {entry.md5}", False)
-        elif not entry.md5:
-            if self.repair:
-                etag = body.md5 if entry.etag.endswith("-1") else entry.etag
-                self.store.update(key, lambda old: replace(old, md5=body.md5, etag=etag), no_check)
-            yield Finding("unhashed", key, f"MD5 is {body.md5}", self.repair)
+        wrong = [f"{size} bytes from {start}" for start, size, md5 in entry.spans()
+                 if hash_file(place.fd, start, size) != md5]
+        if not wrong and entry.checksum_type == "FULL_OBJECT":
+            body = Body(FileReader(place.fd, 0, entry.size), Promise(), MAX_OBJECT)
+            for algorithm in entry.checksums:
+                body.want(algorithm)
+            while body.read():
+                pass
+            wrong = [a for a, v in body.checksums.items() if v != entry.checksums[a]]
+        if wrong and entry.fits(os.stat(place.fd)):  # and it was not replaced in place meanwhile
+            yield Finding("damaged", key, ", ".join(wrong), False)
+
+    def _hash(self, place: Place, key: str, entry: Entry) -> Finding:
+        """Give a large file that was put there by hand the MD5 and ETag of its content."""
+        if not self.repair:
+            return Finding("unhashed", key, f"{entry.size} bytes", False)
+        md5 = hash_file(place.fd, 0, entry.size)
+
+        def check_same(now: Optional[Entry]) -> None:
+            if not now or (now.size, now.mtime_ns) != (entry.size, entry.mtime_ns):
+                raise S3Error("OperationAborted")
+
+        with contextlib.suppress(S3Error):  # replaced or deleted meanwhile: nothing to hash
+            self.store.update(key, lambda old: replace(old, md5=md5, etag=md5), check_same)
+        return Finding("unhashed", key, f"MD5 is {md5}", True)
 
 
 # What Debian's and others' mime.types differ in, or lack: the same answer on every machine. [ours]
@@ -5133,7 +5182,7 @@ def describe_joined(req: Request, upload: Upload, parts: list[Part]) -> Entry:
             raise S3Error("BadDigest", f"The {algorithm.lower()} you specified did not match the "
                           "calculated checksum.")
     etags = b"".join([bytes.fromhex(p.md5) for p in parts])
-    lines = [f"{p.size} {p.checksum}".strip() for p in parts]
+    lines = [f"{p.size} {p.md5} {p.checksum}".strip() for p in parts]
     return replace(upload.entry, size=size, etag=f"{hashlib.md5(etags).hexdigest()}-{len(parts)}",
                    modified=int(time.time()), checksums=checksums, parts=lines, upload=upload.id,
                    checksum_type=upload.kind if checksums else "")
@@ -5356,7 +5405,7 @@ def part_elements(req: Request, entry: Entry) -> Children:
     page = list(enumerate(entry.parts, 1))[first : first + min(int(limit), MAX_KEYS)]
     more = first + len(page) < len(entry.parts)
     rows = [[("PartNumber", n), ("Size", int(p.split()[0])),
-             *[(f"Checksum{algorithm}", c) for c in p.split()[1:]]] for n, p in page]
+             *[(f"Checksum{algorithm}", c) for c in p.split()[2:]]] for n, p in page]
     return [("TotalPartsCount", len(entry.parts)), ("PartNumberMarker", first),
             ("NextPartNumberMarker", page[-1][0] if page else first), ("MaxParts", int(limit)),
             ("IsTruncated", more), *[("Part", row) for row in rows if algorithm]]
@@ -6162,8 +6211,17 @@ class Stream:
         if self._buffer:
             data, self._buffer = self._buffer[:size], self._buffer[size:]
             return data
+        return self._receive(size, 0)
+
+    def read_all(self, size: int) -> bytes:
+        """As read, but fewer bytes only where no more came in time: fewer and larger pieces."""
+        if self.continue_due or self._buffer or self._is_tls or size < KIB:
+            return self.read(size)
+        return self._receive(size, socket.MSG_WAITALL)
+
+    def _receive(self, size: int, flags: int) -> bytes:
         try:
-            return self.sock.recv(size)
+            return self.sock.recv(size, flags)
         except (BlockingIOError, socket.timeout):
             raise S3Error("RequestTimeout") from None
         except OSError as why:
@@ -6644,6 +6702,14 @@ def url_of(sock: socket.socket, tls: bool) -> str:
     return f"http{'s' if tls else ''}://{host}:{address[1]}"
 
 
+def trim_memory() -> None:
+    """Give back what compiling this file took: 39 -> 26 MiB resident with glibc [measured]."""
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def run_servers(
     config: Config, listeners: list[socket.socket], life: Optional[socket.socket] = None
 ) -> None:
@@ -6660,6 +6726,7 @@ def run_servers(
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     servers[0].life = life
+    threading.Thread(target=trim_memory, daemon=True).start()  # behind the first answers
     threads = [threading.Thread(target=server.run) for server in servers[1:]]
     for thread in threads:
         thread.start()
@@ -7014,30 +7081,23 @@ def print_finding(bucket: str, finding: Finding, as_json: bool) -> None:
 
 def command_manifest(options: Any) -> int:
     """Print a file for md5sum -c or sha256sum -c, with paths as they lie in the data folder."""
-    status = 0
     for _, store in chosen_buckets(options):
         for item in store.scan("", Cursor()):
             entry = store.peek(item)
-            if not entry:
-                continue
-            path = os.path.join(item.folder.path, item.name)
-            digest = entry.md5 if not options.sha256 else sha256_of(path)
-            if not digest:
-                sys.stderr.write(
-                    f"s3mini: no MD5 is known of {item.key}; `check --repair` finds it\n"
-                )
-                status = 1
-                continue
-            print(manifest_line(digest, os.path.relpath(path)))
-    return status
+            if entry:
+                path = os.path.join(item.folder.path, item.name)
+                known = "" if options.sha256 else entry.md5
+                digest = known or hash_path(path, hashlib.sha256 if options.sha256 else hashlib.md5)
+                print(manifest_line(digest, os.path.relpath(path)))
+    return 0
 
 
-def sha256_of(path: str) -> str:
+def hash_path(path: str, algorithm: Callable[[], Any]) -> str:
     with open(path, "rb") as file:
-        total = hashlib.sha256()
+        total = algorithm()
         while data := file.read(MIB):
             total.update(data)
-        return total.hexdigest()
+        return str(total.hexdigest())
 
 
 def manifest_line(digest: str, path: str) -> str:

@@ -194,6 +194,7 @@ class Writer(threading.Thread):
         document = f"<Delete>{names}</Delete>".encode()
         digest = base64.b64encode(hashlib.md5(document).digest()).decode()
         reply = self.client.post("", document, {"content-md5": digest}, query="delete")
+        self.check_running(reply)
         assert not reply.elements("Code"), reply.body
         self.finish(reply, *writes)
 

@@ -162,7 +162,8 @@ def multipart(bench: Bench, record: Record) -> None:
     """Create, two parts, one of them sent twice, Complete over an object that is there."""
     pieces = [b"the first part ", b"and the second"]
     data = b"".join(pieces)
-    final = entry_of(data, "joined", etag="0123-2", parts=["15", "14"], upload=UPLOAD)
+    lines = [f"{len(piece)} {hashlib.md5(piece).hexdigest()}" for piece in pieces]
+    final = entry_of(data, "joined", etag="0123-2", parts=lines, upload=UPLOAD)
     things = [PartOf(UPLOAD, "x/k", number) for number in (1, 2)]
     bench.prepare("x/k")
     record()
@@ -176,7 +177,7 @@ def multipart(bench: Bench, record: Record) -> None:
             store.put_part(upload, number, body)
     with bench.operation({"x/k": version_of(data, final), **dict.fromkeys(things)}) as store:
         store.complete_upload(
-            upload, lambda parts: parts, lambda _: replace(final, md5=""), s3mini.no_check
+            upload, lambda parts: parts, lambda _: final, s3mini.no_check
         )
 
 

@@ -1,0 +1,633 @@
+"""Multipart uploads: parts in any order become one object, or nothing."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import io
+import json
+import os
+import random
+import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Server
+from signing_client import UNSIGNED, Client, Reply
+
+MIB = 1024**2
+PART = 5 * MIB  # bytes, the least that a part may have which is not the last
+
+
+@functools.lru_cache(8)
+def content(seed: int, size: int = PART) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def create(s3: Client, key: str, **headers: str) -> str:
+    """The id of a new upload."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    reply = s3.post(key, b"", named, query="uploads")
+    assert reply.status == 200, reply.body
+    assert (s3.bucket, key) == (reply.element("Bucket"), reply.element("Key"))
+    return reply.element("UploadId")
+
+
+def send(s3: Client, key: str, upload: str, number: Any, data: bytes, **headers: str) -> Reply:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    query = {"partNumber": number, "uploadId": upload}
+    return s3.put(key, data, named, payload=UNSIGNED, query=query)
+
+
+def complete(
+    s3: Client,
+    key: str,
+    upload: str,
+    parts: Iterable[tuple[int, str]],
+    extra: str = "",
+    **headers: str,
+) -> Reply:
+    """`parts` are (number, etag); `extra` goes into each <Part>."""
+    items = "".join(
+        f"<Part><PartNumber>{n}</PartNumber><ETag>&quot;{etag}&quot;</ETag>{extra}</Part>"
+        for n, etag in parts
+    )
+    body = f"<CompleteMultipartUpload>{items}</CompleteMultipartUpload>".encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return s3.post(key, body, named, uploadId=upload)
+
+
+def store(s3: Client, key: str, pieces: list[bytes], **headers: str) -> Reply:
+    """The whole life of an upload with these parts."""
+    upload = create(s3, key, **headers)
+    etags = [send(s3, key, upload, n, piece).etag for n, piece in enumerate(pieces, 1)]
+    reply = complete(s3, key, upload, enumerate(etags, 1))
+    assert reply.status == 200, reply.body
+    return reply
+
+
+def etag_of(pieces: list[bytes]) -> str:
+    digests = b"".join(hashlib.md5(piece).digest() for piece in pieces)
+    return f"{hashlib.md5(digests).hexdigest()}-{len(pieces)}"
+
+
+def uploads_on_disk(server: Server, s3: Client) -> list[str]:
+    return os.listdir(server.data / s3.bucket / ".s3mini/uploads")
+
+
+def crc32(data: bytes) -> str:
+    return base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+
+
+# -- the whole life --------------------------------------------------------------------------------
+
+
+def test_parts_become_one_object(server: Server, s3: Client) -> None:
+    pieces = [content(1), content(2, PART + 12345), b"the end"]
+    reply = store(s3, "d/k", pieces)
+    got = s3.get("d/k")
+
+    assert f'"{etag_of(pieces)}"' == reply.element("ETag")
+    assert f"http://{server.address}/{s3.bucket}/d/k" == reply.element("Location")
+    assert (b"".join(pieces), etag_of(pieces)) == (got.body, got.etag)
+    assert b"".join(pieces) == (server.data / s3.bucket / "d/k").read_bytes()
+    assert [] == uploads_on_disk(server, s3)
+    assert [f'"{etag_of(pieces)}"'] == s3.get(list_type=2).elements("ETag")
+
+
+def test_a_single_small_part_is_enough(s3: Client) -> None:
+    store(s3, "k", [b"x"])
+
+    assert (b"x", etag_of([b"x"])) == (s3.get("k").body, s3.get("k").etag)
+
+
+def test_parts_may_come_in_any_order_in_parallel_and_with_gaps(s3: Client) -> None:
+    pieces = {10_000: b"last", 7: content(1), 2: content(2), 500: content(3)}
+    upload = create(s3, "k")
+    with ThreadPoolExecutor(4) as pool:
+        sent = list(pool.map(lambda n: (n, send(s3, "k", upload, n, pieces[n]).etag), pieces))
+    reply = complete(s3, "k", upload, sorted(sent))
+
+    ordered = [pieces[n] for n in sorted(pieces)]
+    assert f'"{etag_of(ordered)}"' == reply.element("ETag")
+    assert b"".join(ordered) == s3.get("k").body
+
+
+def test_a_part_sent_again_takes_the_place_of_the_first(s3: Client) -> None:
+    upload = create(s3, "k")
+    first = send(s3, "k", upload, 1, b"first").etag
+    second = send(s3, "k", upload, 1, b"second").etag
+
+    assert "InvalidPart" == complete(s3, "k", upload, [(1, first)]).error
+    assert 200 == complete(s3, "k", upload, [(1, second)]).status
+    assert b"second" == s3.get("k").body
+
+
+def test_parts_that_are_not_named_are_left_out(server: Server, s3: Client) -> None:
+    upload = create(s3, "k")
+    etags = [send(s3, "k", upload, n, data).etag for n, data in ((1, b"a"), (2, b"b"), (3, b"c"))]
+    complete(s3, "k", upload, [(2, etags[1])])
+
+    assert (b"b", []) == (s3.get("k").body, uploads_on_disk(server, s3))
+
+
+def test_nothing_is_seen_before_the_end(s3: Client) -> None:
+    s3.put("k", b"old")
+    upload = create(s3, "k")
+    send(s3, "k", upload, 1, b"new")
+    create(s3, "other")
+
+    assert (b"old", ["k"]) == (s3.get("k").body, s3.get(list_type=2).elements("Key"))
+
+
+def test_the_object_has_the_metadata_of_create(s3: Client) -> None:
+    given = {"content_type": "video/mp4", "cache_control": "no-store", "x_amz_meta_a": "1"}
+    store(s3, "k", [b"x"], **given)
+    headers = s3.head("k").headers
+
+    assert ("video/mp4", "no-store", "1") == (
+        headers["content-type"],
+        headers["cache-control"],
+        headers["x-amz-meta-a"],
+    )
+
+
+def test_metadata_over_2_kb_is_refused_at_create(s3: Client) -> None:
+    reply = s3.post("k", b"", {"x-amz-meta-a": "v" * 2048}, query="uploads")
+
+    assert (400, "MetadataTooLarge") == (reply.status, reply.error)
+
+
+def test_the_sidecar_keeps_the_md5_of_every_part(server: Server, s3: Client) -> None:
+    pieces = [content(1), b"x"]
+    store(s3, "k", pieces)
+    told = json.loads((server.data / s3.bucket / ".k.s3mini.json").read_text())["current"]
+
+    assert [f"{len(p)} {hashlib.md5(p).hexdigest()}" for p in pieces] == told["parts"]
+
+
+def test_a_repeated_complete_is_answered_again(s3: Client) -> None:
+    upload = create(s3, "k")
+    etag = send(s3, "k", upload, 1, b"x").etag
+    first, second = (complete(s3, "k", upload, [(1, etag)]) for _ in range(2))
+
+    assert (200, first.element("ETag")) == (second.status, second.element("ETag"))
+    s3.put("k", b"newer")
+    assert "NoSuchUpload" == complete(s3, "k", upload, [(1, etag)]).error
+    assert b"newer" == s3.get("k").body
+
+
+def test_an_aborted_upload_leaves_nothing(server: Server, s3: Client) -> None:
+    upload = create(s3, "d/k")
+    etag = send(s3, "d/k", upload, 1, content(1)).etag
+    aborted = s3.delete("d/k", uploadId=upload)
+
+    assert (204, []) == (aborted.status, uploads_on_disk(server, s3))
+    assert [".s3mini"] == os.listdir(server.data / s3.bucket)
+    assert [] == os.listdir(server.data / s3.bucket / ".s3mini/tmp")
+    for reply in (
+        s3.delete("d/k", uploadId=upload),
+        send(s3, "d/k", upload, 2, b"late"),
+        complete(s3, "d/k", upload, [(1, etag)]),
+        s3.get("d/k", uploadId=upload),
+    ):
+        assert (404, "NoSuchUpload") == (reply.status, reply.error)
+
+
+def test_two_uploads_of_one_key_do_not_mix(s3: Client) -> None:
+    one, two = create(s3, "k"), create(s3, "k")
+    etag_one, etag_two = send(s3, "k", one, 1, b"one").etag, send(s3, "k", two, 1, b"two").etag
+
+    assert "InvalidPart" == complete(s3, "k", one, [(1, etag_two)]).error
+    assert 200 == complete(s3, "k", two, [(1, etag_two)]).status
+    assert 200 == complete(s3, "k", one, [(1, etag_one)]).status
+    assert b"one" == s3.get("k").body
+
+
+def test_an_upload_may_end_below_another_object(s3: Client) -> None:
+    s3.put("a", b"1")
+    store(s3, "a/b", [b"2"])
+    store(s3, "c/d", [b"3"])
+    store(s3, "c", [b"4"])
+
+    assert [b"1", b"2", b"3", b"4"] == [s3.get(key).body for key in ("a", "a/b", "c/d", "c")]
+
+
+# -- what is refused -------------------------------------------------------------------------------
+
+
+def test_every_part_but_the_last_has_5_mib(s3: Client) -> None:
+    upload = create(s3, "k")
+    sent = [
+        (n, send(s3, "k", upload, n, data).etag) for n, data in ((1, content(1)[:-1]), (2, b"x"))
+    ]
+    reply = complete(s3, "k", upload, sent)
+
+    assert (400, "EntityTooSmall", "1") == (reply.status, reply.error, reply.element("PartNumber"))
+    assert str(PART) == reply.element("MinSizeAllowed")
+    send(s3, "k", upload, 1, content(1))
+    assert 404 == s3.head("k").status
+
+
+@pytest.mark.parametrize("number", ["0", "10001", "-1", "x", "", "1.0", "99999999999"])
+def test_part_numbers_go_from_1_to_10000(s3: Client, number: str) -> None:
+    reply = send(s3, "k", create(s3, "k"), number, b"x")
+
+    assert (400, "InvalidArgument") == (reply.status, reply.error)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [
+        ([2, 1], "InvalidPartOrder"),
+        ([1, 1], "InvalidPartOrder"),
+        ([1, 2, 3], "InvalidPart"),
+        ([7], "InvalidPart"),
+        ([], "MalformedXML"),
+    ],
+)
+def test_a_wrong_list_of_parts_is_refused_and_may_be_sent_again(
+    s3: Client, numbers: list[int], code: str
+) -> None:
+    upload = create(s3, "k")
+    etags = {n: send(s3, "k", upload, n, data).etag for n, data in ((1, content(1)), (2, b"x"))}
+    refused = complete(s3, "k", upload, [(n, etags.get(n, "0" * 32)) for n in numbers])
+
+    assert (400, code, 404) == (refused.status, refused.error, s3.head("k").status)
+    assert 200 == complete(s3, "k", upload, sorted(etags.items())).status
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<CompleteMultipartUpload>",
+        b"<Other/>",
+        b"<CompleteMultipartUpload><Part><ETag>x</ETag></Part></CompleteMultipartUpload>",
+        b"<CompleteMultipartUpload><Part><PartNumber>x</PartNumber></Part></CompleteMultipartUpload>",
+        b"<!DOCTYPE x [<!ENTITY a 'b'>]><CompleteMultipartUpload/>",
+    ],
+)
+def test_a_list_of_parts_that_is_no_document_is_refused(s3: Client, body: bytes) -> None:
+    upload = create(s3, "k")
+    send(s3, "k", upload, 1, b"x")
+    reply = s3.post("k", body, uploadId=upload)
+
+    assert (400, "MalformedXML") == (reply.status, reply.error)
+
+
+@pytest.mark.parametrize(
+    "upload", ["x", "0" * 32, "../../..", "..", "a/b", "\0", "ä", "A" * 32, "0" * 3000, "%", " "]
+)
+def test_an_id_that_is_none_is_no_such_upload(s3: Client, upload: str) -> None:
+    replies = [
+        send(s3, "k", upload, 1, b"x"),
+        complete(s3, "k", upload, [(1, "0" * 32)]),
+        s3.delete("k", uploadId=upload),
+        s3.get("k", uploadId=upload),
+    ]
+
+    assert [(404, "NoSuchUpload")] * 4 == [(reply.status, reply.error) for reply in replies]
+
+
+def test_an_id_belongs_to_its_key_and_its_bucket(
+    server: Server, s3: Client, bucket_names: Any
+) -> None:
+    upload = create(s3, "k")
+    etag = send(s3, "k", upload, 1, b"x").etag
+    another = server.client("test-key", bucket=next(bucket_names))
+    another.put()
+    for client, key in ((s3, "other"), (s3, "k/"), (another, "k")):
+        replies = [
+            send(client, key, upload, 1, b"evil"),
+            complete(client, key, upload, [(1, etag)]),
+            client.delete(key, uploadId=upload),
+            client.get(key, uploadId=upload),
+        ]
+        assert ["NoSuchUpload"] * 4 == [reply.error for reply in replies]
+
+    assert 200 == complete(s3, "k", upload, [(1, etag)]).status
+
+
+def test_an_upload_needs_a_bucket(server: Server) -> None:
+    assert (
+        "NoSuchBucket" == server.client("test-key").post("/test-nowhere/k", query="uploads").error
+    )
+
+
+def test_a_part_with_a_wrong_digest_is_not_kept(s3: Client) -> None:
+    upload = create(s3, "k")
+    for headers, code in (
+        ({"content_md5": base64.b64encode(bytes(16)).decode()}, "BadDigest"),
+        ({"x_amz_checksum_crc32": crc32(b"y")}, "BadDigest"),
+    ):
+        assert code == send(s3, "k", upload, 1, b"x", **headers).error
+
+    assert [] == s3.get("k", uploadId=upload).elements("PartNumber")
+
+
+# -- conditions ------------------------------------------------------------------------------------
+
+
+def test_complete_obeys_conditions_and_may_be_tried_again(s3: Client) -> None:
+    old = s3.put("k", b"old").etag
+    upload = create(s3, "k")
+    parts = [(1, send(s3, "k", upload, 1, b"new").etag)]
+    create_only = complete(s3, "k", upload, parts, if_none_match="*")
+    unseen = complete(s3, "k", upload, parts, if_match='"other"')
+
+    assert [(412, "PreconditionFailed")] * 2 == [(r.status, r.error) for r in (create_only, unseen)]
+    assert b"old" == s3.get("k").body
+    assert 200 == complete(s3, "k", upload, parts, if_match=f'"{old}"').status
+    assert b"new" == s3.get("k").body
+
+
+def test_complete_if_match_on_a_missing_key_is_404(s3: Client) -> None:
+    upload = create(s3, "k")
+    reply = complete(s3, "k", upload, [(1, send(s3, "k", upload, 1, b"x").etag)], if_match='"x"')
+
+    assert (404, "NoSuchKey") == (reply.status, reply.error)
+
+
+def test_of_many_uploads_with_create_only_one_wins(s3: Client) -> None:
+    uploads = [create(s3, "k") for _ in range(6)]
+    etags = [send(s3, "k", upload, 1, b"%d" % n).etag for n, upload in enumerate(uploads)]
+
+    def finish(n: int) -> int:
+        return complete(s3, "k", uploads[n], [(1, etags[n])], if_none_match="*").status
+
+    with ThreadPoolExecutor(6) as pool:
+        statuses = list(pool.map(finish, range(6)))
+    assert [200] == [status for status in statuses if status not in (412, 409)]
+    assert b"%d" % statuses.index(200) == s3.get("k").body
+
+
+def test_complete_compares_the_size_it_is_told(s3: Client) -> None:
+    upload = create(s3, "k")
+    parts = [(1, send(s3, "k", upload, 1, b"12345").etag)]
+
+    assert "InvalidRequest" == complete(s3, "k", upload, parts, x_amz_mp_object_size="4").error
+    assert 200 == complete(s3, "k", upload, parts, x_amz_mp_object_size="5").status
+
+
+# -- what is under way -----------------------------------------------------------------------------
+
+
+def test_parts_are_listed_page_by_page(s3: Client) -> None:
+    upload = create(s3, "d/k")
+    etags = {n: send(s3, "d/k", upload, n, b"x" * n).etag for n in (9, 2, 5, 3)}
+    whole = s3.get("d/k", uploadId=upload)
+    first = s3.get("d/k", uploadId=upload, max_parts=3)
+    marker = first.element("NextPartNumberMarker")
+    rest = s3.get("d/k", uploadId=upload, max_parts=3, part_number_marker=marker)
+
+    assert ["2", "3", "5", "9"] == whole.elements("PartNumber")
+    assert ["2", "3", "5", "9"] == whole.elements("Size")
+    assert [f'"{etags[n]}"' for n in (2, 3, 5, 9)] == whole.elements("ETag")
+    assert ("d/k", upload, "false") == tuple(
+        whole.element(n) for n in ("Key", "UploadId", "IsTruncated")
+    )
+    assert (["2", "3", "5"], "true", "5") == (
+        first.elements("PartNumber"),
+        first.element("IsTruncated"),
+        marker,
+    )
+    assert (["9"], "false") == (rest.elements("PartNumber"), rest.element("IsTruncated"))
+
+
+@pytest.mark.parametrize("name", ["max-parts", "part-number-marker"])
+def test_the_numbers_of_a_list_of_parts_are_numbers(s3: Client, name: str) -> None:
+    upload = create(s3, "k")
+
+    assert "InvalidArgument" == s3.get("k", query={"uploadId": upload, name: "x"}).error
+    assert "InvalidArgument" == s3.get("k", query={"uploadId": upload, name: "-1"}).error
+
+
+def test_uploads_are_listed_with_prefix_and_delimiter(s3: Client) -> None:
+    ids = {key: create(s3, key) for key in ("a/1", "a/2", "b", "ä <&>")}
+    whole = s3.get(query="uploads")
+
+    assert list(ids) == whole.elements("Key")
+    assert list(ids.values()) == whole.elements("UploadId")
+    assert 4 == len(whole.elements("Initiated"))
+    assert ["a/1", "a/2"] == s3.get(query={"uploads": "", "prefix": "a/"}).elements("Key")
+    folded = s3.get(query={"uploads": "", "delimiter": "/"})
+    assert (["b", "ä <&>"], ["a/"]) == (folded.elements("Key"), folded.elements("Prefix")[1:])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_uploads_are_listed_page_by_page(s3: Client, size: int) -> None:
+    wanted = sorted((key, create(s3, key)) for key in ("a", "b", "b", "b", "c/d", "c/e"))
+    found: list[tuple[str, str]] = []
+    query = {"uploads": "", "max-uploads": str(size)}
+    for _ in range(10):
+        page = s3.get(query=query)
+        found += zip(page.elements("Key"), page.elements("UploadId"))
+        if page.element("IsTruncated") == "false":
+            break
+        query["key-marker"] = page.element("NextKeyMarker")
+        query["upload-id-marker"] = page.element("NextUploadIdMarker")
+
+    assert wanted == sorted(found)
+    assert [key for key, _ in wanted] == [key for key, _ in found]
+
+
+# -- parts from other objects ----------------------------------------------------------------------
+
+
+def send_copy(s3: Client, key: str, upload: str, number: int, source: str, **headers: str) -> Reply:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    copied = {"x-amz-copy-source": f"/{s3.bucket}/{source}", **named}
+    return s3.put(key, b"", copied, query={"partNumber": number, "uploadId": upload})
+
+
+def test_parts_may_be_copied_from_ranges_of_objects(s3: Client) -> None:
+    data = content(4, PART + 1000)
+    s3.put("source", data, payload=UNSIGNED)
+    upload = create(s3, "k")
+    replies = [
+        send_copy(s3, "k", upload, 1, "source", x_amz_copy_source_range=f"bytes=500-{PART + 499}"),
+        send_copy(s3, "k", upload, 2, "source"),
+        send_copy(s3, "k", upload, 3, "source", x_amz_copy_source_range="bytes=0-0"),
+    ]
+    etags = [reply.element("ETag").strip('"') for reply in replies]
+    reply = complete(s3, "k", upload, enumerate(etags, 1))
+
+    pieces = [data[500 : PART + 500], data, data[:1]]
+    assert [hashlib.md5(piece).hexdigest() for piece in pieces] == etags
+    assert all(reply.body.count(b"<CopyPartResult") == 1 for reply in replies)
+    assert f'"{etag_of(pieces)}"' == reply.element("ETag")
+    assert b"".join(pieces) == s3.get("k").body
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "bytes=0-10",
+        "bytes=10-",
+        "bytes=-5",
+        "bytes=5-4",
+        "bytes=0-1,3-4",
+        "0-5",
+        "bytes=a-b",
+        "bytes=10-10",
+    ],
+)
+def test_a_range_of_a_source_must_lie_within_it(s3: Client, asked: str) -> None:
+    s3.put("source", b"0123456789")
+    upload = create(s3, "k")
+    reply = send_copy(s3, "k", upload, 1, "source", x_amz_copy_source_range=asked)
+
+    assert (400, "InvalidArgument") == (reply.status, reply.error)
+    assert [] == s3.get("k", uploadId=upload).elements("PartNumber")
+
+
+def test_a_copied_part_obeys_the_conditions_on_its_source(s3: Client) -> None:
+    etag = s3.put("source", b"0123456789").etag
+    upload = create(s3, "k")
+
+    assert 412 == send_copy(s3, "k", upload, 1, "source", x_amz_copy_source_if_match='"x"').status
+    good = send_copy(s3, "k", upload, 1, "source", x_amz_copy_source_if_match=f'"{etag}"')
+    assert 200 == good.status
+    assert "NoSuchKey" == send_copy(s3, "k", upload, 1, "missing").error
+
+
+# -- checksums -------------------------------------------------------------------------------------
+
+
+def test_a_composite_checksum_is_made_of_the_parts(s3: Client) -> None:
+    for algorithm, digest in (
+        ("SHA256", lambda data: hashlib.sha256(data).digest()),
+        ("CRC32", lambda data: zlib.crc32(data).to_bytes(4, "big")),
+    ):
+        pieces = [content(1), b"the end"]
+        name = f"x-amz-checksum-{algorithm.lower()}"
+        upload = create(s3, "k", x_amz_checksum_algorithm=algorithm)
+        sums = [base64.b64encode(digest(piece)).decode() for piece in pieces]
+        etags = [
+            send(s3, "k", upload, n, piece, **{name: sums[n - 1]}).etag
+            for n, piece in enumerate(pieces, 1)
+        ]
+        reply = complete(s3, "k", upload, enumerate(etags, 1))
+        total = base64.b64encode(digest(b"".join(map(base64.b64decode, sums)))).decode() + "-2"
+        head = s3.head("k", {"x-amz-checksum-mode": "ENABLED"})
+
+        assert total == reply.element(f"Checksum{algorithm}")
+        assert (total, "COMPOSITE") == (head.headers[name], head.headers["x-amz-checksum-type"])
+        part = s3.head("k", {"x-amz-checksum-mode": "ENABLED"}, partNumber=1)
+        assert part.headers.get(name) in (None, sums[0])
+
+
+def test_a_full_object_checksum_is_that_of_the_whole(s3: Client) -> None:
+    pieces = [content(1), content(2, PART + 1), b"the end"]
+    upload = create(s3, "k", x_amz_checksum_algorithm="CRC32", x_amz_checksum_type="FULL_OBJECT")
+    etags = [
+        send(s3, "k", upload, n, piece, x_amz_checksum_crc32=crc32(piece)).etag
+        for n, piece in enumerate(pieces, 1)
+    ]
+    whole = crc32(b"".join(pieces))
+    wrong = complete(s3, "k", upload, enumerate(etags, 1), x_amz_checksum_crc32=crc32(b""))
+    reply = complete(s3, "k", upload, enumerate(etags, 1), x_amz_checksum_crc32=whole)
+
+    assert ("BadDigest", 200) == (wrong.error, reply.status)
+    assert (whole, "FULL_OBJECT") == (reply.element("ChecksumCRC32"), reply.element("ChecksumType"))
+
+
+def test_crc64nvme_is_always_of_the_whole(s3: Client) -> None:
+    value = base64.b64encode(0xAE8B14860A799888.to_bytes(8, "big")).decode()
+    upload = create(s3, "k", x_amz_checksum_algorithm="CRC64NVME")
+    etag = send(s3, "k", upload, 1, b"123456789", x_amz_checksum_crc64nvme=value).etag
+    reply = complete(s3, "k", upload, [(1, etag)])
+
+    assert (value, "FULL_OBJECT") == (
+        reply.element("ChecksumCRC64NVME"),
+        reply.element("ChecksumType"),
+    )
+
+
+def test_a_part_must_bring_the_checksum_that_was_announced(s3: Client) -> None:
+    upload = create(s3, "k", x_amz_checksum_algorithm="SHA256")
+    sha1 = base64.b64encode(hashlib.sha1(b"x").digest()).decode()
+
+    assert "InvalidRequest" == send(s3, "k", upload, 1, b"x", x_amz_checksum_sha1=sha1).error
+
+
+def test_complete_compares_the_checksums_of_the_parts(s3: Client) -> None:
+    upload = create(s3, "k", x_amz_checksum_algorithm="CRC32")
+    etag = send(s3, "k", upload, 1, b"x", x_amz_checksum_crc32=crc32(b"x")).etag
+    wrong = f"<ChecksumCRC32>{crc32(b'y')}</ChecksumCRC32>"
+    right = f"<ChecksumCRC32>{crc32(b'x')}</ChecksumCRC32>"
+
+    assert "InvalidPart" == complete(s3, "k", upload, [(1, etag)], wrong).error
+    assert 200 == complete(s3, "k", upload, [(1, etag)], right).status
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kind"),
+    [
+        ("SHA256", "FULL_OBJECT"),
+        ("SHA1", "FULL_OBJECT"),
+        ("CRC64NVME", "COMPOSITE"),
+        ("", "COMPOSITE"),
+    ],
+)
+def test_some_kinds_of_checksums_do_not_exist(s3: Client, algorithm: str, kind: str) -> None:
+    headers = {"x-amz-checksum-algorithm": algorithm, "x-amz-checksum-type": kind}
+    given = {name: value for name, value in headers.items() if value}
+
+    assert "InvalidRequest" == s3.post("k", b"", given, query="uploads").error
+
+
+# -- reading parts, real clients -------------------------------------------------------------------
+
+
+def test_a_part_of_an_object_can_be_read(s3: Client) -> None:
+    pieces = [content(1), content(2, PART + 7), b"the end"]
+    store(s3, "k", pieces)
+    start = 0
+    for number, piece in enumerate(pieces, 1):
+        got, head = s3.get("k", partNumber=number), s3.head("k", partNumber=number)
+        span = f"bytes {start}-{start + len(piece) - 1}/{sum(map(len, pieces))}"
+        start += len(piece)
+
+        assert (206, piece, span) == (got.status, got.body, got.headers["content-range"])
+        assert ("3", etag_of(pieces)) == (got.headers["x-amz-mp-parts-count"], got.etag)
+        assert (206, str(len(piece)), span) == (
+            head.status,
+            head.headers["content-length"],
+            head.headers["content-range"],
+        )
+    assert (416, "InvalidPartNumber") == (
+        s3.get("k", partNumber=4).status,
+        s3.get("k", partNumber=4).error,
+    )
+
+
+def test_a_copy_of_a_multipart_object_is_put_at_once(s3: Client) -> None:
+    pieces = [content(1), b"x"]
+    store(s3, "k", pieces, x_amz_meta_a="1")
+    s3.put("copy", b"", {"x-amz-copy-source": f"{s3.bucket}/k"})
+    got = s3.get("copy")
+
+    assert (b"".join(pieces), "1") == (got.body, got.headers["x-amz-meta-a"])
+    assert hashlib.md5(b"".join(pieces)).hexdigest() == got.etag
+
+
+def test_boto3_uploads_and_downloads_a_file_in_parts(
+    boto: Any, bucket: str, tmp_path: Path
+) -> None:
+    data = content(5, 20 * MIB)
+    (tmp_path / "up").write_bytes(data)
+    boto.upload_file(str(tmp_path / "up"), bucket, "d/k", ExtraArgs={"ContentType": "video/mp4"})
+    got = io.BytesIO()
+    boto.download_fileobj(bucket, "d/k", got)
+    head = boto.head_object(Bucket=bucket, Key="d/k")
+
+    assert data == got.getvalue()
+    assert (len(data), "video/mp4") == (head["ContentLength"], head["ContentType"])
+    assert head["ETag"].endswith('-3"')
+    assert [] == boto.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
