@@ -124,6 +124,7 @@ FAILURE_SECONDS = 2  # one more try after this                                 [
 MAX_ADDRESSES = 10_000  # whose failures are remembered                        [ours]
 ADOPT_BYTES = 64 * MIB  # a file put there by hand is hashed up to this        [ours]
 MAX_NAME = 241  # bytes of a file name: 255 less ".", "%" and ".s3mini.json"   [Linux: NAME_MAX]
+SECOND_LOOK_SECONDS = 1  # `check` looks again at what a writer may be at       [ours]
 LOCKS = 256  # lock files of a bucket                                          [ours]
 ROUNDS = 8  # attempts of a reader or writer that meets changing folders       [ours]
 MTIME_TICK = 0.05  # seconds within which a folder's mtime may miss a change     [Linux: 4 ms]
@@ -252,7 +253,7 @@ MODES = {  # what a key may do with its bucket; READ, WRITE, ... are the `needs`
     "full": frozenset(("read", "list", "write", "overwrite", "delete", "configure")),
     "read": frozenset(("read", "list")),
     "write": frozenset(("write", "overwrite")),
-    "append": frozenset(("read", "list", "write")),
+    "append": frozenset(("read", "list", "write", "tidy")),  # tidy: delete restic's locks
 }
 
 
@@ -491,12 +492,29 @@ class IniReader:
         )
         try:
             parser.read_string(self.text, self.source)
-        except configparser.Error as why:
-            raise ConfigError(" ".join(str(why).split())) from None
+        except configparser.DuplicateSectionError as why:
+            self.fail_at(why.lineno, f"[{why.section}] is there twice; make one of the two")
+        except configparser.DuplicateOptionError as why:
+            self.fail_at(why.lineno, f"{why.option} is twice in [{why.section}]; remove one")
+        except configparser.MissingSectionHeaderError as why:
+            self.fail_at(
+                why.lineno, "an option before any section; begin with [SERVER] or a [bucket]"
+            )
+        except configparser.ParsingError as why:  # the line is not shown: it may hold a secret
+            self.fail_at(
+                why.errors[0][0], "neither [section] nor option = value; write one of them"
+            )
         tables = {name: dict(parser.items(name)) for name in parser.sections()}
         server = self.values("SERVER", "server", tables.pop("SERVER", {}))
         defaults = tables.pop("DEFAULT", {})
         self.values("DEFAULT", "bucket", defaults)
+        if "path" in defaults:
+            self.fail(
+                "DEFAULT",
+                "path",
+                "path in [DEFAULT]: a folder belongs to one bucket; move it "
+                "into that bucket's section",
+            )
         sections = tuple(
             self.section(name, {**defaults, **table}, table) for name, table in tables.items()
         )
@@ -528,6 +546,9 @@ class IniReader:
         if not is_bucket_name(pattern.replace("*", "aaa")):
             hint = near(name, {"SERVER": None, "DEFAULT": None})
             self.fail(name, "", f"[{name}] is not a bucket name: 3 to 63 of a-z 0-9 . -{hint}")
+        unknown = set(own) - {o.name for o in OPTIONS if o.scope == "bucket"}
+        if unknown and name.upper() in ("SERVER", "DEFAULT"):
+            self.fail(name, "", f"[{name}] is a bucket; did you mean [{name.upper()}]?")
         found = self.values(name, "bucket", table)
         found["secret_key"] = self.secret(name, found["secret_key"])
         if bool(found["access_key"]) != bool(found["secret_key"]):
@@ -566,8 +587,8 @@ class IniReader:
                 self.fail(
                     s.name,
                     "secret_key",
-                    f"access_key {s.access_key!r} has another secret_key in an earlier section; "
-                    "one key has one secret",
+                    f"access_key {s.access_key!r} in [{s.name}] has another secret_key in an "
+                    "earlier section; one key has one secret: give both the same",
                 )
             first = next(x for x in sections if x.pattern == s.pattern)
             if not s.access_key and (s is not first or not s.public):
@@ -590,7 +611,10 @@ class IniReader:
         return found
 
     def fail(self, section: str, option: str, sentence: str) -> NoReturn:
-        raise ConfigError(f"{self.source} line {self.line_of(section, option)}: {sentence}")
+        self.fail_at(self.line_of(section, option), sentence)
+
+    def fail_at(self, line: Optional[int], sentence: str) -> NoReturn:
+        raise ConfigError(f"{self.source} line {line or 1}: {sentence}")
 
 
 def near(word: str, known: Mapping[str, object]) -> str:
@@ -923,7 +947,7 @@ def escape_text(text: str) -> str:
     return text
 
 
-UNQUOTED = re.compile('[<>&"\x00-\x1f\x7f]')
+UNQUOTED = re.compile('[<>&"\x00-\x1f\x7f\ufffe\uffff]')
 ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", '"': "&quot;"}
 
 
@@ -1589,7 +1613,9 @@ def canonical_v2(head: Head, bucket: str, expires: str) -> str:
 
 
 def sign_v2(secret: str, text: str) -> str:
-    return base64.b64encode(hmac.digest(secret.encode(), text.encode("utf-8"), "sha1")).decode()
+    return base64.b64encode(
+        hmac.digest(secret.encode(), text.encode("utf-8", "surrogateescape"), "sha1")
+    ).decode()
 
 
 def verify_v2(head: Head, keyring: Keyring, bucket: str, now: float) -> Signed:
@@ -1620,10 +1646,19 @@ def replace_path(head: Head) -> Head:
     return replace(head, path=canonical_path(head.path))
 
 
+POLICY_ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
+
+
+def unescape_policy(match: re.Match[bytes]) -> bytes:
+    r"""The escapes \$ and \v are a policy's, not JSON's. [AWS: POST policy]"""
+    return {b"$": b"$", b"v": b"\\u000b"}.get(match[1], match[0])
+
+
 def parse_policy(text: str) -> tuple[float, list[object]]:
     """(expiration, conditions) of a POST policy. Raises InvalidPolicyDocument. [AWS: POST]"""
     try:
-        value = json.loads(base64.b64decode(text, validate=True))
+        document = base64.b64decode(text, validate=True)
+        value = json.loads(POLICY_ESCAPE.sub(unescape_policy, document))
         expiration = parse_iso_date(value["expiration"])
         conditions = value["conditions"]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -1635,17 +1670,20 @@ def parse_policy(text: str) -> tuple[float, list[object]]:
     return expiration, conditions
 
 
+V4_FIELDS = ("x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-signature")
+V2_FIELDS = ("awsaccesskeyid", "signature")
+
+
 def verify_form(fields: Mapping[str, str], keyring: Keyring, now: float) -> Signed:
     """Who signed a POST form, in V4 or V2. The policy's conditions are another matter.
 
     Raises AccessDenied, InvalidArgument, InvalidAccessKeyId, SignatureDoesNotMatch.
     """
-    policy = fields.get("policy", "")
-    is_v4 = "x-amz-signature" in fields
-    needed = ("x-amz-algorithm", "x-amz-credential", "x-amz-date") if is_v4 else ("awsaccesskeyid",)
-    if not policy or not is_v4 and "signature" not in fields:
+    if fields.keys().isdisjoint(V4_FIELDS + V2_FIELDS + ("policy",)):
         raise S3Error("AccessDenied", "A POST form needs a policy and its signature.")
-    for name in needed:
+    is_v4 = "x-amz-signature" in fields or fields.keys().isdisjoint(V2_FIELDS)
+    policy = fields.get("policy", "")
+    for name in ("policy", *(V4_FIELDS if is_v4 else V2_FIELDS)):
         if name not in fields:
             raise S3Error("InvalidArgument", f"Bucket POST must contain a field named '{name}'.",
                           ArgumentName=name)
@@ -2165,6 +2203,7 @@ class FormReader:
         """
         if self._until(self._end, 0):
             raise S3Error("MalformedPOSTRequest")
+        size = 0  # bytes of names and values
         while True:
             if self._line() == b"--":
                 raise S3Error("InvalidArgument", "POST requires exactly one file upload per "
@@ -2173,9 +2212,13 @@ class FormReader:
             if name == "file":
                 return filename
             value = self._until(self._end, MAX_FORM)
-            self.fields[name] = value.decode("utf-8", "surrogateescape")
-            if sum(map(len, self.fields.values())) > MAX_FORM:
+            size += len(name) + len(value)
+            if size > MAX_FORM:
                 raise S3Error("MaxPostPreDataLengthExceeded")
+            try:
+                self.fields[name] = value.decode("utf-8")
+            except UnicodeDecodeError:
+                raise S3Error("MalformedPOSTRequest", "The form's fields are not UTF-8.") from None
 
     def _part_head(self) -> tuple[str, str]:
         """(name, file name) of a part."""
@@ -3244,8 +3287,14 @@ class Store:
                 if item.is_dir(follow_symlinks=False):
                     if path != self.room or item.name in ("uploads", "versions"):
                         yield from self._all_sizes(item.path)
-                elif path != self.room and not item.name.endswith(".json"):
+                elif path != self.room and not self._is_note(path, item.name):
                     yield item.path, item.stat(follow_symlinks=False).st_size
+
+    def _is_note(self, folder: str, name: str) -> bool:
+        """Whether a file is a sidecar, or in the room a note beside what is kept there."""
+        if folder.startswith(self.room + os.sep):
+            return name.endswith(".json")
+        return is_sidecar(name)
 
     def held(self) -> int:
         """The bytes of everything the bucket holds, read off the disk."""
@@ -3272,13 +3321,23 @@ class Store:
                 raise S3Error("QuotaExceeded", Quota=self.quota)
             write_number(fd, max(0, total))
 
-    def check_room(self, length: int) -> None:
-        """Whether `length` more bytes are allowed. Raises InsufficientStorage, QuotaExceeded."""
+    def check_room(self, length: int, key: str = "") -> None:
+        """Whether `length` more bytes are allowed. Raises InsufficientStorage, QuotaExceeded.
+
+        With `key` they take the place of that object's: the quota gets those back.
+        """
         if self.quota and length:
             with self._usage() as fd:
-                if read_number(fd) + length > self.quota:
-                    raise S3Error("QuotaExceeded", Quota=self.quota)
+                over = read_number(fd) + length - self.quota
+            if over > 0 and over > self._given_back(key):
+                raise S3Error("QuotaExceeded", Quota=self.quota)
         self.check_free(length)
+
+    def _given_back(self, key: str) -> int:
+        """The bytes that the quota gets back when the key is replaced."""
+        with contextlib.suppress(S3Error):
+            return self.head(key).size if key and not self.keep else 0
+        return 0
 
     def check_free(self, length: int) -> None:
         """Whether `length` more bytes leave min_free. Raises InsufficientStorage."""
@@ -3531,13 +3590,16 @@ class Store:
 
     def _prune(self, names: list[str]) -> None:
         """Remove the folder and its parents as far as they are empty."""
-        while names:
-            try:
-                with self.folder(names[:-1]) as parent:
-                    self.disk.rmdir(parent, names[-1])
-            except OSError:  # not empty, or gone: both are fine
-                return
-            names = names[:-1]
+        folders = [Folder.open(self.root)] if names else []
+        try:
+            with contextlib.suppress(OSError):  # not empty, or gone: both are fine
+                for name in names[:-1]:
+                    folders.append(folders[-1].child(name))
+                for folder, name in zip(reversed(folders), reversed(names)):
+                    self.disk.rmdir(folder, name)
+        finally:
+            for folder in folders:
+                folder.close()
 
     def _drop(self, folder: Folder, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -3554,7 +3616,7 @@ class Store:
         `describe` is called when the body is verified, `check` with the old entry (or None)
         under the key's lock. Raises what they and the body raise, InsufficientStorage, OSError.
         """
-        self.check_room(body.length or 0)
+        self.check_room(body.length or 0, key)
         with self.stage() as staged:
             staged.fill(body)
             return self.commit(key, staged, describe(), check)
@@ -3587,11 +3649,11 @@ class Store:
     ) -> Entry:
         """Keep the old version and count the bytes, where that is wanted; then replace."""
         old = sidecar.previous
-        if old and self.keep:
-            self._keep_version(place, sidecar.key, old)
         change = sidecar.current.size - charged - (old.size if old and not self.keep else 0)
-        self.charge(change)
+        self.charge(change)  # first: what is refused must not leave a version
         try:
+            if old and self.keep:
+                self._keep_version(place, sidecar.key, old)
             return self._replace(place, staged, sidecar)
         except BaseException:
             if staged.path:  # it was not committed
@@ -3623,14 +3685,19 @@ class Store:
 
     def versions(self, since: float = 0) -> Iterator[Version]:
         """What was kept and went at or after `since`, the oldest first."""
-        root = os.path.join(self.room, "versions")
+        root, days = os.path.join(self.room, "versions"), self._days()
         first = time.strftime("%Y-%m-%d", time.gmtime(max(0.0, since)))
-        days = sorted(os.listdir(root)) if os.path.isdir(root) else []
         for day in days[bisect_left(days, first) :]:
             for name in sorted(os.listdir(os.path.join(root, day))):
                 version = self._read_version(os.path.join(root, day, name))
                 if version and version.gone >= since:
                     yield version
+
+    def _days(self) -> list[str]:
+        """The folders of versions, the oldest first; what else lies there is not ours."""
+        root = os.path.join(self.room, "versions")
+        found = os.listdir(root) if os.path.isdir(root) else []
+        return sorted(d for d in found if re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", d))
 
     def _read_version(self, path: str) -> Optional[Version]:
         match = re.fullmatch(r"([0-9]{20})-[0-9a-f]{8}", os.path.basename(path))
@@ -3645,16 +3712,20 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def lost(self, prefix: str, since: float) -> list[Version]:
+        """Of each key that was replaced or deleted since, what it was then."""
+        first: dict[str, Version] = {}
+        for version in self.versions(since):
+            if version.key.startswith(prefix):
+                first.setdefault(version.key, version)
+        return list(first.values())
+
     def undelete(self, prefix: str, since: float) -> Iterator[Version]:
         """Bring keys back to what they were at `since`: each version, when it is in its place.
 
         What is there now is kept as a version itself. Keys made since then are left alone.
         """
-        first: dict[str, Version] = {}
-        for version in self.versions(since):
-            if version.key.startswith(prefix):
-                first.setdefault(version.key, version)
-        for version in first.values():
+        for version in self.lost(prefix, since):
             fd = os.open(version.path, READ_FLAGS)
             try:
                 with self.stage() as staged:
@@ -3667,10 +3738,11 @@ class Store:
     def prune_versions(self, before: float) -> None:
         """Remove what went before that time, and folders of days that are empty."""
         root = os.path.join(self.room, "versions")
-        for day in sorted(os.listdir(root)) if os.path.isdir(root) else ():
+        for day in self._days():
             with Folder.open(os.path.join(root, day)) as folder:
                 for name in sorted(os.listdir(folder.path)):
-                    if int("0" + name.partition("-")[0][:20]) < before * 1e9:
+                    went = re.match("[0-9]{20}-", name)
+                    if went and int(went[0][:-1]) < before * 1e9:
                         self._drop_version(folder, name)
             with contextlib.suppress(OSError):  # not empty yet
                 os.rmdir(os.path.join(root, day))
@@ -3796,7 +3868,10 @@ class Store:
             place, old = self._look(folder, names_of_key(key)[-1], key)
             check(old)
             if not old or (old.size, old.mtime_ns) != (entry.size, entry.mtime_ns):
+                if old and self.keep:
+                    self._keep_version(place, key, old)
                 self._link_to(origin, place, Sidecar(key, entry, old))
+                self.charge(-old.size if old and not self.keep else 0)
             elif folder.stat(place.name).st_ino != origin.folder.stat(origin.name).st_ino:
                 raise S3Error("OperationAborted", "Both were written in the same instant.")
             self.disk.sync_folder(folder)  # of the same inode: an earlier rename went half way
@@ -3907,8 +3982,29 @@ class Store:
             self._sync_nearest(names)  # somebody pruned the folder: that must be on disk
         self._prune(names)
 
-    def put_aside(self, place: Place) -> None:
-        """Move a sidecar that cannot be read out of the way, for a human to look at."""
+    def judge(self, key: str, place: Place, repair: bool) -> str:
+        """Why no entry fits the file: "changed", "unreadable-sidecar", or "" when one does.
+
+        Under the lock, where no writer is between the sidecar and the file. With `repair` a
+        sidecar that cannot be read is moved out of the way, for a human to look at.
+        """
+        with self.lock(key):
+            again = open_regular(place.folder, place.name, own=False)
+            if not again or not exists(place.folder, place.sidecar):
+                if again:
+                    os.close(again.fd)
+                return ""
+            try:
+                sidecar = self.read_sidecar(again)
+                if sidecar and sidecar.fitting(os.fstat(again.fd)):
+                    return ""
+                if not sidecar and repair:
+                    self._put_aside(again)
+                return "changed" if sidecar else "unreadable-sidecar"
+            finally:
+                os.close(again.fd)
+
+    def _put_aside(self, place: Place) -> None:
         with Folder.open(self.room) as room, self._open_or_add(room, "damaged") as damaged:
             name = f"{time.time_ns():020}-{secrets.token_hex(4)}"
             self.disk.rename(os.path.join(place.folder.path, place.sidecar), damaged, name)
@@ -4162,10 +4258,24 @@ class Inspector:
         self, store: Store, deep: bool, repair: bool, progress: Callable[[int, int], None]
     ):
         self.store, self.deep, self.repair, self.progress = store, deep, repair, progress
+        self._orphans: list[tuple[tuple[str, ...], str, os.stat_result]] = []
 
     def run(self) -> Iterator[Finding]:
-        """Everything that is found; `progress` is told (files, bytes) as it goes."""
-        yield from self._temp_files()
+        """Everything that is found; `progress` is told (files, bytes) as it goes.
+
+        What a writer at work may have just left is looked at again a while after.
+        """
+        temp = set(self._temp_names())
+        yield from self._tree()
+        if temp or self._orphans:
+            time.sleep(SECOND_LOOK_SECONDS)
+        yield from self._temp_files(temp)
+        for names, name, info in self._orphans:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                with self.store.folder(names) as folder:
+                    yield from self._orphan(folder, names, name, info)
+
+    def _tree(self) -> Iterator[Finding]:
         todo: list[tuple[str, ...]] = [()]
         while todo:
             names = todo.pop()
@@ -4173,9 +4283,16 @@ class Inspector:
                 with self.store.folder(names) as folder:
                     yield from self._folder(folder, names, todo)
 
-    def _temp_files(self) -> Iterator[Finding]:
-        with Folder.open(os.path.join(self.store.room, "tmp")) as folder:
-            for name in sorted(os.listdir(folder.path)):
+    def _temp_names(self) -> list[str]:
+        with contextlib.suppress(FileNotFoundError):  # a restore drops empty folders
+            return sorted(os.listdir(os.path.join(self.store.room, "tmp")))
+        return []
+
+    def _temp_files(self, before: set[str]) -> Iterator[Finding]:
+        """Those that are there still and that nobody holds: a sidecar on its way has no lock."""
+        names = sorted(before.intersection(self._temp_names()))
+        for name in names:
+            with Folder.open(os.path.join(self.store.room, "tmp")) as folder:
                 with unlocked(folder, name) as is_dead:
                     if is_dead and self.repair:
                         self.store.disk.unlink(folder, name)
@@ -4198,12 +4315,15 @@ class Inspector:
         for name in sorted(files):
             yield from self._file(folder, (*names, name))
         for name in sorted(sidecars - {Place(folder, n, -1).sidecar for n in files}):
-            yield from self._orphan(folder, names, name)
+            with contextlib.suppress(FileNotFoundError):
+                self._orphans.append((names, name, folder.stat(name)))
 
-    def _orphan(self, folder: Folder, names: tuple[str, ...], name: str) -> Iterator[Finding]:
+    def _orphan(
+        self, folder: Folder, names: tuple[str, ...], name: str, before: os.stat_result
+    ) -> Iterator[Finding]:
         data = name[1 : -len(SIDECAR)]
         key = key_of_names([*names, data])
-        if exists(folder, data):
+        if exists(folder, data) or folder.stat(name).st_ino != before.st_ino:
             return  # a PUT has just been there
         if self.repair and key is not None:
             self.store.drop_orphan(key, Place(folder, data, -1))
@@ -4223,21 +4343,19 @@ class Inspector:
             sidecar = self.store.read_sidecar(place)
             entry = sidecar.fitting(info) if sidecar else None
             if not entry:
-                yield from self._unknown(place, key, sidecar)
+                yield from self._unknown(place, key)
             elif self.deep or not any(entry.spans()):
                 yield from self._deep(place, key, entry)
         finally:
             os.close(place.fd)
 
-    def _unknown(self, place: Place, key: str, sidecar: Optional[Sidecar]) -> Iterator[Finding]:
+    def _unknown(self, place: Place, key: str) -> Iterator[Finding]:
         """A file without an entry: new ones are adopted by the first reader, and no finding."""
-        if not sidecar and not exists(place.folder, place.sidecar):
-            return
-        if self.repair and not sidecar:
-            self.store.put_aside(place)
-        if self.repair:
+        kind = self.store.judge(key, place, self.repair)
+        if kind and self.repair:
             self.store.head(key)
-        yield Finding("changed" if sidecar else "unreadable-sidecar", key, "", self.repair)
+        if kind:
+            yield Finding(kind, key, "", self.repair)
 
     def _deep(self, place: Place, key: str, entry: Entry) -> Iterator[Finding]:
         """Every byte against the MD5s that are known, and a checksum of the whole."""
@@ -4368,7 +4486,8 @@ class Request:
 
     def check_overwrite(self, old: Optional[Entry], key: str = "") -> None:
         """An append-only key creates, and replaces only restic's locks. Raises AccessDenied."""
-        if old and "overwrite" not in self.grants and not is_lock(key or self.key):
+        tidies = "tidy" in self.grants and is_lock(key or self.key)
+        if old and "overwrite" not in self.grants and not tidies:
             raise S3Error("AccessDenied", "This key may create objects, not replace them.")
 
     def check_write(self, old: Optional[Entry]) -> None:
@@ -4587,6 +4706,8 @@ def check_tags(pairs: list[tuple[str, str]], limit: int = MAX_TAGS) -> dict[str,
     if len(pairs) > limit:
         raise S3Error("BadRequest", f"Object tags cannot be greater than {limit}")
     for name, value in pairs:
+        if name.lower().startswith("aws:"):
+            raise S3Error("InvalidTag", "System tags cannot be added/updated by requester")
         if not 1 <= len(name) <= 128 or re.search(r"[^\w\s+\-=.:/@]", name):
             raise S3Error("InvalidTag", "The TagKey you have provided is invalid", TagKey=name)
         if len(value) > 256 or re.search(r"[^\w\s+\-=.:/@]", value):
@@ -4792,9 +4913,7 @@ def delete_object(req: Request) -> Response:
 
 
 def check_delete_grant(req: Request, key: str) -> None:
-    if "delete" not in req.grants and not (
-        "write" in req.grants and "read" in req.grants and is_lock(key)
-    ):
+    if "delete" not in req.grants and not ("tidy" in req.grants and is_lock(key)):
         raise S3Error("AccessDenied")
 
 
@@ -5068,9 +5187,10 @@ def list_objects_v2(req: Request) -> Response:
         cursor.skip(after)
     page = list_page(req.store, prefix, delimiter, cursor, limit)
     return xml_response("ListBucketResult", [
-        ("Name", req.bucket), ("Prefix", name(prefix)), ("Delimiter", name(delimiter) or None),
-        ("MaxKeys", limit), ("EncodingType", query.get("encoding-type") or None),
-        ("KeyCount", len(page.objects) + len(page.prefixes)), ("IsTruncated", page.is_truncated),
+        ("Name", req.bucket), ("Prefix", name(prefix)),
+        ("KeyCount", len(page.objects) + len(page.prefixes)), ("MaxKeys", limit),
+        ("Delimiter", name(delimiter) or None),
+        ("EncodingType", query.get("encoding-type") or None), ("IsTruncated", page.is_truncated),
         ("ContinuationToken", token),
         ("NextContinuationToken", encode_page(page.last, since) if page.is_truncated else None),
         ("StartAfter", name(start) if start else None),
@@ -5532,7 +5652,7 @@ def part_elements(req: Request, entry: Entry) -> Children:
     more = first + len(page) < len(entry.parts)
     rows = [[("PartNumber", n), ("Size", int(p.split()[0])),
              *[(f"Checksum{algorithm}", c) for c in p.split()[2:]]] for n, p in page]
-    return [("TotalPartsCount", len(entry.parts)), ("PartNumberMarker", first),
+    return [("PartsCount", len(entry.parts)), ("PartNumberMarker", first),
             ("NextPartNumberMarker", page[-1][0] if page else first), ("MaxParts", int(limit)),
             ("IsTruncated", more), *[("Part", row) for row in rows if algorithm]]
 
@@ -5549,7 +5669,10 @@ def tagging_response(tags: Mapping[str, str]) -> Response:
 
 def parse_tagging(data: bytes, limit: int = MAX_TAGS) -> dict[str, str]:
     """A Tagging document. Raises MalformedXML, InvalidTag, BadRequest."""
-    nodes = [tag for group in parse_xml(data, "Tagging").all("TagSet") for tag in group.all("Tag")]
+    groups = parse_xml(data, "Tagging").all("TagSet")
+    if len(groups) != 1:
+        raise S3Error("MalformedXML", "A Tagging has one TagSet.")
+    nodes = groups[0].all("Tag")
     return check_tags([(node.get("Key"), node.get("Value")) for node in nodes], limit)
 
 
@@ -5731,8 +5854,8 @@ def form_headers(fields: Mapping[str, str]) -> dict[str, str]:
 
 def form_reply(req: Request, fields: Mapping[str, str], entry: Entry) -> Response:
     """204, or what success_action_status and success_action_redirect ask for. [AWS: POST]"""
-    etag, path = f'"{entry.etag}"', f"/{req.bucket}/{quote(req.key, safe='/-._~')}"
-    location = f"http://{req.head.host}{path}"
+    etag, place = f'"{entry.etag}"', canonical_path(req.head.path).rstrip("/")
+    location = f"http://{req.head.host}{place}/{quote(req.key, safe='/-._~')}"
     headers = {"etag": etag, "location": location, "content-length": "0"}
     target = fields.get("success_action_redirect") or fields.get("redirect", "")
     if re.fullmatch(r"https?://[!-~]+", target):
@@ -5830,12 +5953,11 @@ def parse_cors(data: bytes) -> list[dict[str, Any]]:
     for node in parse_xml(data, "CORSConfiguration").all("CORSRule"):
         texts = {tag: [n.text.strip() for n in node.all(tag)] for tag in (
             "AllowedOrigin", "AllowedMethod", "AllowedHeader", "ExposeHeader")}
-        age = node.get("MaxAgeSeconds", "0").strip()
+        age = node.get("MaxAgeSeconds").strip()
         if (
             not texts["AllowedOrigin"]
             or not texts["AllowedMethod"]
-            or not age.isascii()
-            or not age.isdigit()
+            or not re.fullmatch("[0-9]*", age)
         ):
             raise S3Error("MalformedXML", "A CORSRule needs AllowedOrigin and AllowedMethod.")
         for method in texts["AllowedMethod"]:
@@ -5850,7 +5972,7 @@ def parse_cors(data: bytes) -> list[dict[str, Any]]:
             raise S3Error("InvalidRequest", "A CORS rule has no control characters.")
         rules.append({"origins": texts["AllowedOrigin"], "methods": texts["AllowedMethod"],
                       "headers": texts["AllowedHeader"], "expose": texts["ExposeHeader"],
-                      "max_age": min(int(age[:9]), 2**31)})
+                      "max_age": int(age[:9]) if age else None, "id": node.get("ID")[:255]})
     if not 1 <= len(rules) <= 100:
         raise S3Error("MalformedXML", "A CORS configuration has 1 to 100 rules.")
     return rules
@@ -5865,7 +5987,8 @@ class CorsRule:
     headers: tuple[str, ...] = ("*",)
     expose: tuple[str, ...] = ("ETag", "Location", "Content-Range", "x-amz-request-id",
                                "x-amz-checksum-crc32", "x-amz-version-id")
-    max_age: int = 3600  # seconds
+    max_age: Optional[int] = 3600  # seconds; None: the browser's own default
+    id: str = ""  # the rule's name
 
     def fits(self, origin: str, method: str, headers: list[str]) -> bool:
         return (
@@ -5883,7 +6006,7 @@ def cors_rules(section: Optional[Section], about: Optional[Mapping[str, Any]]) -
     """A bucket's rules: those made through the API, then the INI's."""
     kept = (about or {}).get("cors") or []
     found = [CorsRule(tuple(r["origins"]), tuple(r["methods"]), tuple(r["headers"]),
-                      tuple(r["expose"]), r["max_age"]) for r in kept]
+                      tuple(r["expose"]), r["max_age"], r.get("id", "")) for r in kept]
     return found + ([CorsRule(section.cors)] if section and section.cors else [])
 
 
@@ -5893,7 +6016,7 @@ def get_bucket_cors(req: Request) -> Response:
     if not rules:
         raise S3Error("NoSuchCORSConfiguration", BucketName=req.bucket)
     return xml_response("CORSConfiguration", [
-        ("CORSRule", [*[("AllowedOrigin", o) for o in r.origins],
+        ("CORSRule", [("ID", r.id or None), *[("AllowedOrigin", o) for o in r.origins],
                       *[("AllowedMethod", m) for m in r.methods],
                       *[("AllowedHeader", h) for h in r.headers],
                       *[("ExposeHeader", e) for e in r.expose], ("MaxAgeSeconds", r.max_age)])
@@ -6146,7 +6269,8 @@ def cors_headers(rules: list[CorsRule], head: Head) -> dict[str, str]:
         found["access-control-allow-credentials"] = "true"
     if head.method == "OPTIONS":
         found["access-control-allow-methods"] = ", ".join(rule.methods)
-        found["access-control-max-age"] = str(rule.max_age)
+        if rule.max_age is not None:
+            found["access-control-max-age"] = str(rule.max_age)
         if names:
             found["access-control-allow-headers"] = ", ".join(names)
     if rule.expose:
@@ -6242,6 +6366,8 @@ class App:
         head, bucket = call.head, answer.bucket
         if head.method == "OPTIONS":
             return self.preflight(answer, head)
+        with contextlib.suppress(S3Error):  # before all checks: a page is to see why it is refused
+            answer.rules = self.rules_of(bucket)
         self.failures.check(call.address, call.now)
         signed = verify(head, self.buckets.keyring, in_host, call.now)
         answer.access_key = signed.access_key if signed else ""
@@ -6250,8 +6376,6 @@ class App:
         section, grants = None, frozenset[str]()
         if bucket and operation is not create_bucket:
             section = self.buckets.find(bucket)
-            if "origin" in head.headers or section and section.cors:
-                answer.rules = cors_rules(section, self.buckets.store(bucket, section).about())
             grants = self.buckets.grants(bucket, answer.access_key)
             if section and key and key.startswith(section.public or ("\0",)):
                 grants |= {"read"}
@@ -6261,6 +6385,11 @@ class App:
         authorize(req, needs)
         return operation(req)
 
+    def rules_of(self, bucket: str) -> list[CorsRule]:
+        """Raises NoSuchBucket."""
+        section = self.buckets.find(bucket)
+        return cors_rules(section, self.buckets.store(bucket, section).about())
+
     def preflight(self, answer: Answer, head: Head) -> Response:
         """A browser's question before a request to another origin; it carries no signature.
 
@@ -6269,8 +6398,7 @@ class App:
         if "origin" not in head.headers or "access-control-request-method" not in head.headers:
             raise S3Error("BadRequest", "Insufficient information. Origin and "
                           "Access-Control-Request-Method request headers needed.")
-        section = self.buckets.find(answer.bucket)
-        answer.rules = cors_rules(section, self.buckets.store(answer.bucket, section).about())
+        answer.rules = self.rules_of(answer.bucket)
         if not cors_headers(answer.rules, head):
             raise S3Error("AccessForbidden", "CORSResponse: This CORS request is not allowed. Set "
                           "cors = in buckets.ini for it.")
@@ -6401,8 +6529,7 @@ def struct_timeval(seconds: float) -> bytes:
 
 
 LOCAL_PEERS = frozenset(("127.0.0.1", "::1", "unix", "::ffff:127.0.0.1"))  # a proxy's, perhaps
-RUN = secrets.token_hex(4).upper()  # request ids: this process, and a number; no secret
-REQUESTS = itertools.count(1)
+ADDRESS = re.compile(r"[0-9A-Fa-f.:\[\]%]{2,64}")  # what else a client sends is kept from the log
 
 
 class Connection:
@@ -6434,7 +6561,7 @@ class Connection:
 
     def serve_one(self) -> bool:
         """Whether there may be another request."""
-        stream, request_id = self.stream, f"{RUN}{next(REQUESTS):08X}"
+        stream, request_id = self.stream, self.server.next_id()
         try:
             data = stream.read_head()
             self.is_idle = False
@@ -6472,8 +6599,8 @@ class Connection:
     def address_of(self, head: Head) -> str:
         """The client's address for counting failures; "" behind a proxy that is not trusted."""
         if self.server.app.config.trust_proxy:
-            forwarded = head.headers.get("x-forwarded-for", "")
-            return forwarded.rpartition(",")[2].strip() or self.peer
+            forwarded = head.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+            return forwarded if ADDRESS.fullmatch(forwarded) else self.peer
         return "" if self.peer in LOCAL_PEERS else self.peer
 
     def finish(
@@ -6607,7 +6734,7 @@ class Connection:
         if not self.server.log:
             return
         target = head.path + (
-            "?" + SECRET_NAMES.sub(r"\1=...", head.query_text) if head.query_text else ""
+            "?" + hide_secrets(head.query_text) if head.query_text else ""
         )
         self.server.log(
             {
@@ -6625,9 +6752,16 @@ class Connection:
         )
 
 
-SECRET_NAMES = re.compile(
-    r"(?i)\b((?:x-amz-)?signature|x-amz-security-token|x-amz-credential)=[^&]*"
-)
+SECRET_NAMES = re.compile(r"(?i)(?:x-amz-)?signature|x-amz-security-token|x-amz-credential")
+
+
+def hide_secrets(query_text: str) -> str:
+    """The query without signatures, however their names are written: %53ignature is one too."""
+    pieces = [piece.partition("=") for piece in query_text.split("&")]
+    return "&".join(
+        f"{n}=..." if SECRET_NAMES.fullmatch(decode_escapes(n, True)) else n + equal + value
+        for n, equal, value in pieces
+    )
 
 
 def text_log(fields: Mapping[str, object]) -> None:
@@ -6664,6 +6798,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.log = LOGS[app.config.log]
         self.tls = tls_context(app.config)
         self.stopping = False
+        self._run, self._requests = secrets.token_hex(4).upper(), itertools.count(1)
         self.life: Optional[socket.socket] = None  # readable when the master is gone
         self.connections: dict[int, Connection] = {}  # by thread
         self._ended = threading.Condition()
@@ -6681,7 +6816,12 @@ class Server(http.server.ThreadingHTTPServer):
             with contextlib.suppress(BlockingIOError, ConnectionError, InterruptedError):
                 while True:
                     self.accept_one()
+        self.socket.close()  # new clients are refused at once, not reset at the end
         self.finish()
+
+    def next_id(self) -> str:
+        """A request id: this process, and a number. It is no secret."""
+        return f"{self._run}{next(self._requests):08X}"
 
     def accept_one(self) -> None:
         """Raises BlockingIOError when nobody waits any more."""
@@ -6902,6 +7042,7 @@ class Master:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
         next_tidy = time.monotonic() + TIDY_SECONDS
         while not self.stopping:
             while len(self.workers) < count:
@@ -7047,6 +7188,8 @@ def run(config: Config, greeting: str = "") -> int:
         raise ConfigError("file names must be UTF-8 here; set PYTHONUTF8=1 or LANG=C.UTF-8")
     tls = tls_context(config) is not None
     listeners = open_listeners(config.listen)
+    if hasattr(signal, "pthread_sigmask"):  # until the handlers are there, signals wait
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         Buckets(config, Disk(config.durability == "disk")).prepare()
     except OSError as why:
@@ -7117,7 +7260,11 @@ def command_dev(options: Any) -> int:
 
 def dev_config(listen: str, data: str) -> Config:
     """Raises ConfigError."""
-    text = DEV_INI.format(listen=listen, data=os.path.abspath(data).replace("%", "%%"))
+    try:
+        parse_listen(listen)
+    except ValueError as why:
+        raise ConfigError(f"--listen: {why}") from None
+    text = DEV_INI.format(listen=listen, data=os.path.abspath(data))
     return IniReader(text, "the command line", data).read()
 
 
@@ -7242,9 +7389,8 @@ def command_undelete(options: Any) -> int:
     for name, store in chosen_buckets(options):
         if not store.keep:
             raise ConfigError(f"[{name}] keeps nothing; keep = 7d in buckets.ini would")
-        versions = store.undelete(options.prefix, since) if not options.dry_run else (
-            v for v in store.versions(since) if v.key.startswith(options.prefix))
-        for version in versions:
+        act = store.lost if options.dry_run else store.undelete
+        for version in act(options.prefix, since):
             count += 1
             went = render_iso_date(version.gone)
             print(f"{name}/{version.key}  {version.entry.size} bytes, went {went}")

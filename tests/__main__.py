@@ -10,14 +10,13 @@ With S3MINI_REQUIRE_CLIENTS=1 a client that cannot be installed is a failure, no
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 import rooms
 
 
 def main(arguments: list[str]) -> int:
-    """Run pytest with `arguments`; gives its exit code."""
+    """Become pytest with `arguments`, its exit code and its signals; returns only if it cannot."""
     if sys.version_info < (3, 9):  # noqa: UP036
         return _complain("Python 3.9 or newer is needed, this is " + sys.version.split()[0])
     try:
@@ -27,7 +26,9 @@ def main(arguments: list[str]) -> int:
     workers = str(max(2, os.cpu_count() or 2))
     # Stealing work, because one restic test lasts as long as a hundred small ones.
     command = [str(folder / "python"), "-m", "pytest", "-n", workers, "--dist", "worksteal"]
-    return subprocess.run(command + arguments, cwd=rooms.HERE.parent, check=False).returncode
+    os.chdir(rooms.HERE.parent)
+    sys.stdout.flush()
+    return os.execv(command[0], command + arguments)
 
 
 def _complain(sentence: str) -> int:

@@ -159,7 +159,8 @@ def test_every_route_says_what_it_needs() -> None:
 
 
 def test_the_file_names_no_secret_in_a_repr() -> None:
-    signed = s3mini.Signed("AKIA", "UNSIGNED-PAYLOAD", signature="5e1f", key=s3mini.SigningKey(b"top secret"))
+    key = s3mini.SigningKey(b"top secret")
+    signed = s3mini.Signed("AKIA", "UNSIGNED-PAYLOAD", signature="5e1f", key=key)
 
     assert "5e1f" not in repr(signed)
     assert "top secret" not in repr(signed)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from typing import Any, Optional
 from urllib.parse import unquote_plus
+from xml.etree import ElementTree
 
 import pytest
 from conftest import Server
@@ -50,7 +50,7 @@ def keys_of(s3: Client, **query: Any) -> list[str]:
     return parse(s3.get(list_type=2, **query)).keys
 
 
-# -- a model, and pages held against it ---------------------------------------------------------------
+# -- a model, and pages held against it ------------------------------------------------------------
 
 
 def model(keys: list[str], prefix: str, delimiter: str, after: str, skips: bool) -> list[str]:
@@ -117,7 +117,9 @@ def test_all_pages_agree_with_a_model(s3: Client, seed: int) -> None:
     for _ in range(25):
         query = {"delimiter": rng.choice(DELIMITERS)}
         some = rng.choice(keys)
-        query["prefix"] = rng.choice(["", "", some[: rng.randint(0, len(some))], rng.choice(PIECES)])
+        query["prefix"] = rng.choice(
+            ["", "", some[: rng.randint(0, len(some))], rng.choice(PIECES)]
+        )
         near = rng.choice(keys)
         after = rng.choice(["", "", near, near[: rng.randint(0, len(near))], random_key(rng)])
         size = rng.choice([1, 2, 3, 7, 1000])
@@ -132,7 +134,7 @@ def test_all_pages_agree_with_a_model(s3: Client, seed: int) -> None:
             assert [size] * (len(pages) - 1) == [len(page.names) for page in pages[:-1]]
 
 
-# -- versions 1 and 2, one feature at a time ----------------------------------------------------------
+# -- versions 1 and 2, one feature at a time -------------------------------------------------------
 
 
 def test_an_empty_bucket_has_an_empty_listing(s3: Client) -> None:
@@ -143,7 +145,7 @@ def test_an_empty_bucket_has_an_empty_listing(s3: Client) -> None:
 
 
 def test_keys_come_in_the_order_of_their_bytes(s3: Client) -> None:
-    keys = ["\U0001f600", "\uffff", "é", "z", "a/b", "a-b", "a", "a0", "Z", "a//", "~", "a.b"]
+    keys = ["\U0001f600", "\ufffd", "é", "z", "a/b", "a-b", "a", "a0", "Z", "a//", "~", "a.b"]
     fill(s3, keys)
 
     assert sorted(keys, key=str.encode) == keys_of(s3)
@@ -295,7 +297,7 @@ def test_names_are_encoded_when_asked_for(s3: Client) -> None:
     assert ["ä b+"] == page.prefixes
     assert {"Prefix": "ä ", "Delimiter": "+", "StartAfter": "a b"} == fields
     assert "url" == page.fields["EncodingType"]
-    assert ["ä b+c/\x01&<", "z"] == keys_of(s3, encoding_type="url")
+    assert ["z", "ä b+c/\x01&<"] == keys_of(s3, encoding_type="url")
 
 
 def test_a_slash_is_left_as_it_is_in_encoded_names(s3: Client) -> None:
@@ -346,7 +348,9 @@ def test_reads_of_a_bucket_ignore_names_they_do_not_know(s3: Client) -> None:
 
 
 def test_boto3_pages_through_odd_keys(s3: Client, boto: Any) -> None:
-    keys = sorted(["a b", "a+b", "ä", "a%20b", "a/b", "a//b", "x&y", "\U0001f600", "1\x01"], key=str.encode)
+    keys = sorted(
+        ["a b", "a+b", "ä", "a%20b", "a/b", "a//b", "x&y", "\U0001f600", "1\x01"], key=str.encode
+    )
     fill(s3, keys)
 
     for operation in ("list_objects_v2", "list_objects"):
@@ -356,7 +360,7 @@ def test_boto3_pages_through_odd_keys(s3: Client, boto: Any) -> None:
         assert keys == [item["Key"] for page in pages for item in page["Contents"]]
 
 
-# -- buckets ------------------------------------------------------------------------------------------
+# -- buckets ---------------------------------------------------------------------------------------
 
 
 def test_a_key_lists_its_own_buckets_only(server: Server, bucket: str) -> None:
@@ -368,7 +372,9 @@ def test_a_key_lists_its_own_buckets_only(server: Server, bucket: str) -> None:
     assert ["media"] == server.client("media-key").get("/").elements("Name")
 
 
-def test_buckets_come_in_pages_and_with_a_prefix(server: Server, bucket: str, bucket_names: Any) -> None:
+def test_buckets_come_in_pages_and_with_a_prefix(
+    server: Server, bucket: str, bucket_names: Any
+) -> None:
     client = server.client("test-key")
     another = next(bucket_names)
     client.put("/" + another)

@@ -1,0 +1,417 @@
+"""Buckets: made, listed, asked by habit and removed; renaming and appending within them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import INI, Server
+from signing_client import Client, Reply
+
+DENIED = (403, "AccessDenied")
+
+
+def outcome(reply: Reply) -> tuple[int, str]:
+    return reply.status, reply.error
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of two keys with the same pattern, one of them append-only."""
+    more = "\n[test-*:alt]\naccess_key = alt-key\nsecret_key = alt-secret-0123456789abcdef\n"
+    more += "\n[logs]\naccess_key = logs-key\nsecret_key = logs-secret-0123456789abcdef\n"
+    started = Server(tmp_path_factory.mktemp("buckets"), INI + more + "mode = append\n")
+    yield started
+    started.close()
+
+
+# -- made and removed ------------------------------------------------------------------------------
+
+
+def test_a_bucket_is_made_used_and_removed(world: Server) -> None:
+    s3 = world.client("test-key", bucket="test-made")
+    made = s3.put()
+
+    assert (200, "/test-made", b"") == (made.status, made.headers["location"], made.body)
+    assert 200 == s3.put().status
+    assert 200 == s3.head().status
+    assert (200, 0) == (s3.get(list_type=2).status, len(s3.get(list_type=2).elements("Key")))
+    s3.put("a/b", b"x")
+    assert (409, "BucketNotEmpty") == outcome(s3.delete())
+    assert b"x" == s3.get("a/b").body
+    s3.delete("a/b")
+    assert (204, b"") == (s3.delete().status, b"")
+    assert (404, "NoSuchBucket") == outcome(s3.delete())
+    assert 404 == s3.head().status
+    assert (404, "NoSuchBucket") == outcome(s3.put("k", b"x"))
+
+
+def test_one_who_made_a_bucket_has_it(world: Server) -> None:
+    mine, theirs = (world.client(key, bucket="test-own") for key in ("test-key", "alt-key"))
+    mine.put()
+
+    assert (409, "BucketAlreadyExists") == outcome(theirs.put())
+    for reply in (theirs.get(), theirs.put("k", b"x"), theirs.delete(), theirs.get(query="cors")):
+        assert DENIED == outcome(reply)
+    assert 403 == theirs.head().status
+
+
+def test_an_upload_under_way_does_not_keep_a_bucket(world: Server) -> None:
+    s3 = world.client("test-key", bucket="test-under-way")
+    s3.put()
+    upload = s3.post("k", query="uploads").element("UploadId")
+    s3.put("k", b"x", partNumber=1, uploadId=upload)
+    removed = s3.delete()
+
+    assert removed.status in (204, 409)
+    assert (404 if removed.status == 204 else 200) == s3.head().status
+
+
+def test_a_declared_bucket_stays(world: Server) -> None:
+    media = world.client("media-key", bucket="media")
+
+    assert 200 == media.put().status
+    assert DENIED == outcome(media.delete())
+    assert DENIED == outcome(world.client("logs-key", bucket="logs").delete())
+    assert 200 == media.head().status
+
+
+BAD_NAMES = [
+    "te", "Test-a", "test_a", "test-a_b", "-test", "test-", ".test", "test-a..b", "test-a.",
+    "192.168.5.4", "x" * 64, "test-%20a", "test-%C3%A4", "test-%2A", "test-a%0A",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_bad_name_is_refused(world: Server, name: str) -> None:
+    reply = world.client("test-key")("PUT", target="/" + name)
+
+    assert (400, "InvalidBucketName") == outcome(reply)
+    assert not (world.data / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 200),
+        (b"<CreateBucketConfiguration/>", 200),
+        (b"<CreateBucketConfiguration><LocationConstraint>eu-west-1</LocationConstraint>"
+         b"</CreateBucketConfiguration>", 200),
+        (b"<CreateBucketConfiguration>", 400),
+        (b"<Other/>", 400),
+    ],
+)  # fmt: skip
+def test_a_bucket_may_come_with_a_document(world: Server, body: bytes, status: int) -> None:
+    s3 = world.client("test-key", bucket="test-document")
+    reply = s3.put("", body)
+
+    assert status == reply.status
+    assert (200 if status == 200 else 404) == s3.head().status
+    s3.delete()
+
+
+def test_object_lock_is_refused_by_name(world: Server) -> None:
+    s3 = world.client("test-key", bucket="test-locked")
+
+    asked = {"x-amz-bucket-object-lock-enabled": "true"}
+    assert (501, "NotImplemented") == outcome(s3.put("", b"", asked))
+    assert 404 == s3.head().status
+
+
+def test_buckets_are_listed_page_by_page(world: Server) -> None:
+    s3 = world.client("alt-key")
+    names = [f"test-page-{n}" for n in range(5)]
+    for name in names:
+        s3.put("/" + name)
+    pages, token = [], ""
+    while True:
+        more = {"continuation_token": token} if token else {}
+        page = s3.get("/", max_buckets=2, prefix="test-page-", **more)
+        pages.append(page.elements("Name"))
+        token = page.element("ContinuationToken")
+        if not token:
+            break
+
+    assert [names[:2], names[2:4], names[4:]] == pages
+    assert (400, "InvalidArgument") == outcome(s3.get("/", max_buckets=0))
+    assert (400, "InvalidArgument") == outcome(s3.get("/", max_buckets="x"))
+    assert (400, "InvalidArgument") == outcome(s3.get("/", continuation_token="!"))
+
+
+def test_a_missing_bucket_is_404_whatever_is_asked(world: Server) -> None:
+    s3 = world.client("test-key", bucket="test-missing")
+    queries = ["", "location", "versioning", "uploads", "versions", "acl", "cors", "tagging"]
+
+    for query in queries:
+        assert (404, "NoSuchBucket") == outcome(s3.get(query=query)), query
+    head = s3.head()
+    assert (404, b"") == (head.status, head.body)
+
+
+def test_versions_are_listed_as_the_only_ones(s3: Client) -> None:
+    for key in ("a/1", "a/2", "b", "c"):
+        s3.put(key, b"x")
+    first = s3.get(query="versions", prefix="", delimiter="/", max_keys=2)
+    rest = s3.get(
+        query="versions", delimiter="/", key_marker=first.element("NextKeyMarker"),
+        version_id_marker=first.element("NextVersionIdMarker"),
+    )  # fmt: skip
+
+    assert ["b"] == first.elements("Key")
+    assert ["", "a/"] == first.elements("Prefix")[-2:]
+    assert "true" == first.element("IsTruncated")
+    assert ["c"] == rest.elements("Key")
+    assert ["null"] == rest.elements("VersionId")
+    assert ["true"] == rest.elements("IsLatest")
+    assert [] == rest.elements("NextKeyMarker")
+
+
+# -- habits ----------------------------------------------------------------------------------------
+
+HABITS: list[tuple[str, str, str]] = [
+    # query, code of the 404 or the document's root, method of boto3
+    ("accelerate", "AccelerateConfiguration", "get_bucket_accelerate_configuration"),
+    ("encryption", "ServerSideEncryptionConfigurationNotFoundError", "get_bucket_encryption"),
+    ("lifecycle", "NoSuchLifecycleConfiguration", "get_bucket_lifecycle_configuration"),
+    ("logging", "BucketLoggingStatus", "get_bucket_logging"),
+    ("notification", "NotificationConfiguration", "get_bucket_notification_configuration"),
+    ("object-lock", "ObjectLockConfigurationNotFoundError", "get_object_lock_configuration"),
+    ("ownershipControls", "OwnershipControlsNotFoundError", "get_bucket_ownership_controls"),
+    ("policy", "NoSuchBucketPolicy", "get_bucket_policy"),
+    ("policyStatus", "NoSuchBucketPolicy", "get_bucket_policy_status"),
+    ("publicAccessBlock", "NoSuchPublicAccessBlockConfiguration", "get_public_access_block"),
+    ("replication", "ReplicationConfigurationNotFoundError", "get_bucket_replication"),
+    ("requestPayment", "RequestPaymentConfiguration", "get_bucket_request_payment"),
+    ("versioning", "VersioningConfiguration", "get_bucket_versioning"),
+    ("website", "NoSuchWebsiteConfiguration", "get_bucket_website"),
+    ("cors", "NoSuchCORSConfiguration", "get_bucket_cors"),
+    ("tagging", "NoSuchTagSet", "get_bucket_tagging"),
+    ("acl", "AccessControlPolicy", "get_bucket_acl"),
+    ("location", "LocationConstraint", "get_bucket_location"),
+]
+
+
+@pytest.mark.parametrize(("query", "answer", "method"), HABITS)
+def test_what_is_not_configured_is_said_as_aws_says_it(
+    s3: Client, boto: Any, query: str, answer: str, method: str
+) -> None:
+    from botocore.exceptions import ClientError
+
+    reply = s3.get(query=query)
+    if reply.status == 200:
+        assert f"<{answer} xmlns=".encode() in reply.body
+        assert 200 == getattr(boto, method)(Bucket=s3.bucket)["ResponseMetadata"]["HTTPStatusCode"]
+        return
+    assert (404, answer) == outcome(reply)
+    with pytest.raises(ClientError) as caught:
+        getattr(boto, method)(Bucket=s3.bucket)
+    assert answer == caught.value.response["Error"]["Code"]
+
+
+def test_habits_with_something_to_say_say_it(s3: Client, boto: Any) -> None:
+    assert "BucketOwner" == boto.get_bucket_request_payment(Bucket=s3.bucket)["Payer"]
+    assert "Status" not in boto.get_bucket_versioning(Bucket=s3.bucket)
+    assert None is boto.get_bucket_location(Bucket=s3.bucket)["LocationConstraint"]
+
+
+@pytest.mark.parametrize("query", [query for query, _, _ in HABITS])
+def test_a_stranger_learns_nothing_by_habit(server: Server, bucket: str, query: str) -> None:
+    for key in ("", "media-key"):
+        assert DENIED == outcome(server.client(key, bucket=bucket).get(query=query))
+
+
+SELECTORS = [
+    "accelerate", "acl", "analytics", "attributes", "cors", "delete", "encryption",
+    "intelligent-tiering", "inventory", "legal-hold", "lifecycle", "list-type=2", "location",
+    "logging", "metadataTable", "metrics", "notification", "object-lock", "ownershipControls",
+    "policy", "policyStatus", "publicAccessBlock", "renameObject", "replication",
+    "requestPayment", "restore", "retention", "select", "session", "tagging", "torrent",
+    "uploadId=x", "uploads", "versioning", "versions", "website",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("query", SELECTORS)
+def test_deleting_a_detail_never_deletes_the_bucket(s3: Client, query: str) -> None:
+    for more in ("", "=", "&x-id=DeleteBucket"):
+        reply = s3.delete(query=query + more)
+        assert reply.status in (204, 400, 405, 501), reply.body
+    assert 200 == s3.head().status
+
+
+@pytest.mark.parametrize("query", SELECTORS)
+def test_putting_a_detail_never_makes_a_bucket(world: Server, query: str) -> None:
+    s3 = world.client("test-key", bucket="test-detail")
+    reply = s3.put("", b"<x/>", query=query)
+
+    assert reply.status in (400, 404, 501)
+    assert 404 == s3.head().status
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["accelerate", "encryption", "lifecycle", "logging", "notification", "object-lock",
+     "ownershipControls", "policy", "publicAccessBlock", "replication", "requestPayment",
+     "versioning", "website"],
+)  # fmt: skip
+def test_a_configuration_that_is_not_done_is_refused_by_name(s3: Client, query: str) -> None:
+    assert (501, "NotImplemented") == outcome(s3.put("", b"<x/>", query=query))
+
+
+# -- renaming --------------------------------------------------------------------------------------
+
+
+def rename(s3: Client, source: str, key: str, **headers: str) -> Reply:
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    return s3.put(key, b"", {"x-amz-rename-source": source, **given}, query="renameObject")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("a", "b"),
+        ("a", "d/e/f"),
+        ("d/e/f", "a"),
+        ("a", "a/b"),
+        ("a/b", "a"),
+        ("a b+c", "ä//x"),
+        ("dir/", "other/"),
+    ],
+)
+def test_a_rename_moves_everything(s3: Client, old: str, new: str) -> None:
+    from urllib.parse import quote
+
+    meta = {"x-amz-meta-a": "1", "content-type": "text/css", "x-amz-tagging": "t=1"}
+    s3.put(old, b"content", meta)
+    before = s3.head(old).headers
+    reply = rename(s3, quote(old), new)
+    got = s3.get(new)
+
+    assert 200 == reply.status, reply.body
+    assert 404 == s3.head(old).status
+    assert [new] == s3.get(list_type=2).elements("Key")
+    assert (b"content", "1", "text/css") == (
+        got.body,
+        got.headers["x-amz-meta-a"],
+        got.headers["content-type"],
+    )
+    assert (before["etag"], "1") == (got.headers["etag"], got.headers["x-amz-tagging-count"])
+
+
+def test_a_rename_replaces_what_is_there(s3: Client) -> None:
+    s3.put("a", b"new", {"x-amz-meta-a": "new"})
+    s3.put("b", b"old one", {"x-amz-meta-b": "old"})
+
+    assert 200 == rename(s3, f"/{s3.bucket}/a", "b").status
+    got = s3.get("b")
+    assert (b"new", "new") == (got.body, got.headers["x-amz-meta-a"])
+    assert "x-amz-meta-b" not in got.headers
+    assert ["b"] == s3.get(list_type=2).elements("Key")
+
+
+def test_the_conditions_of_a_rename(s3: Client) -> None:
+    s3.put("a", b"1")
+    s3.put("b", b"2")
+    a, b = (s3.head(key).headers["etag"] for key in "ab")
+    for conditions in (
+        {"if_none_match": "*"},
+        {"if_match": a},
+        {"x_amz_rename_source_if_match": b},
+        {"x_amz_rename_source_if_none_match": a},
+        {"x_amz_rename_source_if_unmodified_since": "Sat, 01 Jan 2000 00:00:00 GMT"},
+    ):
+        assert (412, "PreconditionFailed") == outcome(rename(s3, "a", "b", **conditions))
+        assert [b"1", b"2"] == [s3.get(key).body for key in "ab"]
+
+    good = {"if_match": b, "x_amz_rename_source_if_match": a}
+    assert 200 == rename(s3, "a", "b", **good).status
+    assert b"1" == s3.get("b").body
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "code"),
+    [
+        ("missing", 404, "NoSuchKey"),
+        ("k", 400, "InvalidRequest"),
+        ("", 400, "InvalidRequest"),
+        ("../k", 400, "InvalidURI"),
+        ("%ff", 400, "InvalidURI"),
+        ("x" * 1025, 400, "KeyTooLongError"),
+        ("/media/k", 404, "NoSuchKey"),
+    ],
+)
+def test_a_source_that_is_none_renames_nothing(
+    s3: Client, source: str, status: int, code: str
+) -> None:
+    s3.put("k", b"x")
+
+    assert (status, code) == outcome(rename(s3, source, "k"))
+    assert b"x" == s3.get("k").body
+
+
+def test_an_append_only_key_renames_nothing(world: Server) -> None:
+    logs = world.client("logs-key", bucket="logs")
+    logs.put("a", b"x")
+
+    assert DENIED == outcome(rename(logs, "a", "b"))
+    assert (b"x", 404) == (logs.get("a").body, logs.head("b").status)
+
+
+# -- appending -------------------------------------------------------------------------------------
+
+
+def append(s3: Client, key: str, data: bytes, offset: object, **headers: str) -> Reply:
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    return s3.put(key, data, {"x-amz-write-offset-bytes": str(offset), **given})
+
+
+def test_an_append_adds_to_the_end(s3: Client) -> None:
+    assert 200 == append(s3, "log", b"one\n", 0, x_amz_meta_a="1").status
+    second = append(s3, "log", b"two\n", 4, x_amz_meta_a="2")
+    got = s3.get("log")
+
+    assert (200, "8") == (second.status, second.headers["x-amz-object-size"])
+    assert (b"one\ntwo\n", "1") == (got.body, got.headers["x-amz-meta-a"])
+    assert second.etag == got.etag
+
+
+@pytest.mark.parametrize("offset", ["0", "2", "4", "-1", "x", "3.0", ""])
+def test_an_append_elsewhere_than_the_end_is_refused(s3: Client, offset: str) -> None:
+    s3.put("log", b"one")
+
+    assert (400, "InvalidWriteOffset") == outcome(append(s3, "log", b"two", offset))
+    assert b"one" == s3.get("log").body
+
+
+def test_an_append_is_verified_and_conditional(s3: Client) -> None:
+    s3.put("log", b"one")
+    wrong = append(s3, "log", b"two", 3, content_md5="AAAAAAAAAAAAAAAAAAAAAA==")
+    unmatched = append(s3, "log", b"two", 3, if_match='"0"')
+    only_new = append(s3, "log", b"two", 3, if_none_match="*")
+
+    assert ["BadDigest", "PreconditionFailed", "PreconditionFailed"] == [
+        reply.error for reply in (wrong, unmatched, only_new)
+    ]
+    assert b"one" == s3.get("log").body
+    assert 200 == append(s3, "log", b"two", 3, if_match=s3.head("log").headers["etag"]).status
+    assert b"onetwo" == s3.get("log").body
+
+
+def test_racing_appends_lose_nothing(s3: Client) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    s3.put("log", b"")
+
+    def add(number: int) -> None:
+        while True:
+            size = int(s3.head("log").headers["content-length"])
+            reply = append(s3, "log", b"%02d," % number, size)
+            if reply.status == 200:
+                return
+            assert reply.error in ("InvalidWriteOffset", "OperationAborted"), reply.body
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(12)))
+
+    found = s3.get("log").body.decode().strip(",").split(",")
+    assert [f"{n:02}" for n in range(12)] == sorted(found)

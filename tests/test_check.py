@@ -1,0 +1,425 @@
+"""`s3mini.py check` finds what does not fit and mends it without harm; `manifest` lists digests."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PROGRAM, Server
+from signing_client import Client
+
+import s3mini
+
+MIB = 1024**2
+
+
+@pytest.fixture
+def folder(server: Server, bucket: str) -> Path:
+    return server.data / bucket
+
+
+@dataclass
+class Ran:
+    """What a command said, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(server: Server, *arguments: str) -> Ran:
+    """A command of s3mini, in this process: starting another takes a second each time."""
+    command = [*arguments, "--config", str(server.config), "--data", str(server.data)]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = s3mini.main(command)
+        except SystemExit as ended:  # of argparse
+            code = int(str(ended.code))
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+@dataclass
+class Checker:
+    """`check` of the test's bucket."""
+
+    server: Server
+    bucket: str
+
+    def __call__(self, *flags: str) -> tuple[int, list[dict[str, Any]]]:
+        """The exit code, and the findings."""
+        done = run(self.server, "check", self.bucket, "--json", *flags)
+        assert "" == done.err
+        lines = [json.loads(line) for line in done.out.splitlines()]
+        summary = lines.pop()
+        left = [line for line in lines if not line["mended"]]
+        assert (len(lines), len(left)) == (summary["found"], summary["left"])
+        assert done.code == (1 if left else 0)
+        return done.code, lines
+
+
+@pytest.fixture
+def check(server: Server, bucket: str) -> Checker:
+    return Checker(server, bucket)
+
+
+def found(lines: list[dict[str, Any]]) -> list[tuple[str, str, bool]]:
+    return [(line["kind"], line["name"], line["mended"]) for line in lines]
+
+
+def flip(path: Path, offset: int) -> None:
+    """One bit turns, and nothing else: what a disk does."""
+    info = path.stat()
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def sidecar(path: Path) -> Path:
+    return path.with_name(f".{path.name}.s3mini.json")
+
+
+def multipart(s3: Client, key: str, *parts: bytes) -> None:
+    upload = s3.post(key, uploads="").element("UploadId")
+    etags = [s3.put(key, d, partNumber=n, uploadId=upload).etag for n, d in enumerate(parts, 1)]
+    rows = "".join(
+        f"<Part><PartNumber>{n}</PartNumber><ETag>{e}</ETag></Part>" for n, e in enumerate(etags, 1)
+    )
+    body = f"<CompleteMultipartUpload>{rows}</CompleteMultipartUpload>".encode()
+    assert s3.post(key, body, uploadId=upload).status == 200
+
+
+# -- each kind of finding: made, found, and mended or left -----------------------------------------
+
+
+def make_damaged(s3: Client, folder: Path) -> str:
+    s3.put("folder/a", b"x" * 1000)
+    flip(folder / "folder" / "a", 500)
+    return "folder/a"
+
+
+def make_damaged_parts(s3: Client, folder: Path) -> str:
+    multipart(s3, "m", b"x" * (5 * MIB), b"y" * 100)
+    flip(folder / "m", 5 * MIB + 50)
+    return "m"
+
+
+def make_changed(s3: Client, folder: Path) -> str:
+    s3.put("a", b"as it was stored")
+    (folder / "a").write_bytes(b"edited by hand")
+    return "a"
+
+
+def make_unreadable_sidecar(s3: Client, folder: Path) -> str:
+    s3.put("a", b"content")
+    sidecar(folder / "a").write_bytes(b'{"v": 1, "key": "a", "curr')
+    return "a"
+
+
+def make_unhashed(s3: Client, folder: Path) -> str:
+    with (folder / "large").open("wb") as file:
+        file.truncate(s3mini.ADOPT_BYTES + 1)
+    assert s3.head("large").etag.endswith("-1")  # adopted, but not read
+    return "large"
+
+
+def make_orphan(s3: Client, folder: Path) -> str:
+    s3.put("folder/a", b"content")
+    s3.put("folder/b", b"content")
+    (folder / "folder" / "a").unlink()
+    return "folder/.a.s3mini.json"
+
+
+def make_temp(_: Client, folder: Path) -> str:
+    path = folder / ".s3mini" / "tmp" / ("0" * 24)
+    path.write_bytes(b"of a dead writer")
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    return f".s3mini/tmp/{path.name}"
+
+
+def make_no_key(_: Client, folder: Path) -> str:
+    (folder / "50%zz").write_bytes(b"put there by hand")
+    return "50%zz"
+
+
+MAKERS = {  # a name: (how it is made, its kind, the flags that find it, whether it is mended)
+    "a flipped bit": (make_damaged, "damaged", ("--deep",), False),
+    "a flipped bit in a part": (make_damaged_parts, "damaged", ("--deep",), False),
+    "a file edited by hand": (make_changed, "changed", (), True),
+    "a sidecar cut short": (make_unreadable_sidecar, "unreadable-sidecar", (), True),
+    "a large file by hand": (make_unhashed, "unhashed", (), True),
+    "a sidecar alone": (make_orphan, "orphan", (), True),
+    "a temp file": (make_temp, "temp", (), True),
+    "a name of no key": (make_no_key, "no-key", (), False),
+}
+
+
+def test_every_kind_of_finding_is_made_here() -> None:
+    assert set(s3mini.FINDINGS) == {kind for _, kind, _, _ in MAKERS.values()}
+
+
+def contents(s3: Client) -> dict[str, tuple[int, bytes]]:
+    keys = s3.get(list_type=2).elements("Key")
+    replies = {key: s3.get(key) for key in keys}
+    return {k: (r.status, hashlib.md5(r.body).digest()) for k, r in replies.items()}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_it_is_found_and_mended_or_left(
+    check: Checker, s3: Client, folder: Path, name: str
+) -> None:
+    make, kind, flags, is_mended = MAKERS[name]
+    s3.put("bystander", b"content", {"x-amz-meta-n": "v"})
+    assert (0, []) == check(*flags)
+    what = make(s3, folder)
+
+    assert (1, [(kind, what, False)]) == (1, found(check(*flags)[1]))
+    assert (1, [(kind, what, False)]) == (1, found(check(*flags)[1]))  # it only looked
+    before = contents(s3) if kind != "changed" else None
+    repaired = check("--repair", *flags)
+    assert (0 if is_mended else 1, [(kind, what, is_mended)]) == (repaired[0], found(repaired[1]))
+    again = check(*flags)
+    assert ([] if is_mended else [(kind, what, False)]) == found(again[1])
+    assert before is None or before == contents(s3)
+    assert "v" == s3.head("bystander").headers["x-amz-meta-n"]
+
+
+def test_a_damaged_object_stays_readable(check: Checker, s3: Client, folder: Path) -> None:
+    s3.put("a", b"x" * 100, {"x-amz-meta-n": "v"})
+    flip(folder / "a", 0)
+    check("--deep", "--repair")
+
+    got = s3.get("a")
+    assert (200, b"y" + b"x" * 99, "v") == (got.status, got.body, got.headers["x-amz-meta-n"])
+
+
+def test_without_deep_no_byte_is_read(check: Checker, s3: Client, folder: Path) -> None:
+    make_damaged(s3, folder)
+
+    assert (0, []) == check()
+
+
+def test_a_wrong_checksum_is_found_where_the_md5_is_right(
+    check: Checker, s3: Client, folder: Path
+) -> None:
+    s3.put("a", b"content", {"x-amz-checksum-algorithm": "CRC32", "x-amz-checksum-crc32": crc32()})
+    text = sidecar(folder / "a").read_text()
+    assert crc32() in text
+    sidecar(folder / "a").write_text(text.replace(crc32(), "AAAAAA=="))
+
+    assert [("damaged", "a", False)] == found(check("--deep")[1])
+
+
+def crc32() -> str:
+    import base64
+    import zlib
+
+    return base64.b64encode(zlib.crc32(b"content").to_bytes(4, "big")).decode()
+
+
+def test_a_damaged_sidecar_is_put_aside_for_a_human(
+    check: Checker, s3: Client, folder: Path
+) -> None:
+    make_unreadable_sidecar(s3, folder)
+    broken = sidecar(folder / "a").read_bytes()
+    check("--repair")
+
+    aside = list((folder / ".s3mini" / "damaged").iterdir())
+    assert [broken] == [path.read_bytes() for path in aside]
+    assert "a" == json.loads(sidecar(folder / "a").read_text())["key"]
+    assert b"content" == s3.get("a").body
+
+
+def test_an_unhashed_file_gets_the_etag_of_its_content(
+    check: Checker, s3: Client, folder: Path
+) -> None:
+    make_unhashed(s3, folder)
+    check("--repair")
+
+    digest = hashlib.md5(bytes(s3mini.ADOPT_BYTES + 1)).hexdigest()
+    assert digest == s3.head("large").etag
+
+
+def test_a_file_put_there_by_hand_is_no_finding(check: Checker, folder: Path) -> None:
+    (folder / "by hand").write_bytes(b"content")
+
+    assert (0, []) == check("--deep")
+
+
+def test_a_healthy_bucket_of_every_shape_has_no_findings(
+    check: Checker, s3: Client, folder: Path
+) -> None:
+    for key in ("a", "a/b", "a//c", "dir/", "50%", "x" * 700, ".s3mini/x", "ä", "q?", "n\nl"):
+        assert s3.put(key, key.encode()).status == 200
+    s3.put("a", b"again")
+    s3.put("b", b"", {"x-amz-copy-source": f"/{s3.bucket}/a"})
+    s3.put("c", b"", {"x-amz-rename-source": f"/{s3.bucket}/b"}, renameObject="")
+    s3.delete("q?")
+    multipart(s3, "m", b"x" * (5 * MIB), b"y")
+    s3.put("m", b"part", partNumber=1, uploadId=s3.post("m", uploads="").element("UploadId"))
+    (folder / ".s3mini" / "bucket.json").touch()
+
+    assert (0, []) == check("--deep")
+    assert (0, []) == check("--deep", "--repair")
+
+
+def test_a_bucket_restored_without_its_empty_folders_is_checked(
+    check: Checker, s3: Client, folder: Path
+) -> None:
+    s3.put("a", b"content")
+    for name in ("tmp", "uploads", "locks"):
+        shutil.rmtree(folder / ".s3mini" / name)
+
+    assert (0, []) == check("--deep")
+
+
+def test_links_are_not_followed(check: Checker, s3: Client, folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "50%zz").write_bytes(b"not ours")
+    (folder / "link").symlink_to(outside)
+    (folder / "file").symlink_to(outside / "50%zz")
+    s3.put("a", b"content")
+    (folder / ".s3mini" / "tmp" / "link").symlink_to(outside / "50%zz")
+
+    lines = check("--deep", "--repair")[1]
+    assert "no-key" not in {line["kind"] for line in lines}
+    assert b"not ours" == (outside / "50%zz").read_bytes()
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def test_its_exit_codes_are_for_scripts(
+    server: Server, bucket: str, s3: Client, folder: Path
+) -> None:
+    command = [sys.executable, str(PROGRAM), "check", bucket, "--config", str(server.config)]
+    command += ["--data", str(server.data)]
+    s3.put("a", b"content")
+    assert 0 == subprocess.run(command, check=False, capture_output=True).returncode
+    make_no_key(s3, folder)
+    assert 1 == subprocess.run(command, check=False, capture_output=True).returncode
+    assert 2 == run(server, "check", "nowhere").code
+    assert 2 == run(server, "check", "--wrong").code
+
+
+def test_it_says_what_it_found_and_what_it_means(
+    server: Server, bucket: str, s3: Client, folder: Path
+) -> None:
+    make_changed(s3, folder)
+    make_temp(s3, folder)
+    plain = run(server, "check", bucket).out.splitlines()
+    mended = run(server, "check", bucket, "--repair").out.splitlines()
+
+    assert "1 files, 2 findings" == plain[-1]
+    assert any(re.match(rf"changed: {bucket}/a: .*changed by hand", line) for line in plain)
+    assert any(re.match(rf"temp: {bucket}/\.s3mini/tmp/0+: .*mended", line) for line in mended)
+
+
+def test_names_do_not_reach_the_terminal_raw(server: Server, bucket: str, folder: Path) -> None:
+    (folder / "50%zz\x1b[31m\n").write_bytes(b"by hand")
+    done = run(server, "check", bucket)
+
+    assert "\x1b" not in done.out
+    assert 2 == len(done.out.splitlines())
+
+
+def test_all_buckets_are_checked_when_none_is_named(
+    server: Server, bucket: str, s3: Client, folder: Path
+) -> None:
+    make_changed(s3, folder)
+    done = run(server, "check", "--json")
+
+    assert 1 == done.code
+    lines = [json.loads(line) for line in done.out.splitlines()[:-1]]
+    assert [(bucket, "changed", "a")] == [
+        (line["bucket"], line["kind"], line["name"]) for line in lines if line["bucket"] == bucket
+    ]
+
+
+def test_writers_at_work_cause_no_false_findings(check: Checker, s3: Client, folder: Path) -> None:
+    done = threading.Event()
+    failures: list[str] = []
+
+    def write(name: str) -> None:
+        number = 0
+        while not done.is_set():
+            key = f"{name}/{number % 3}"
+            reply = s3.put(key, f"{name}{number}".encode(), {"x-amz-meta-n": f"{name}{number}"})
+            got = s3.get(key)
+            if reply.status != 200 or got.headers.get("x-amz-meta-n") != f"{name}{number}":
+                failures.append(f"{key}: {reply.status} {reply.error} {got.headers}")
+            if number % 3 == 1:
+                s3.put(key, b"", {"x-amz-rename-source": f"/{s3.bucket}/{key}"}, renameObject="")
+                s3.put(key, b"<Tagging><TagSet/></Tagging>", tagging="")
+            if number % 4 == 0:
+                s3.delete(key)
+            number += 1
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcdef"]
+    for thread in threads:
+        thread.start()
+    lines: list[dict[str, Any]] = []
+    for _ in range(4):
+        lines += check()[1] + check("--deep", "--repair")[1]
+    done.set()
+    for thread in threads:
+        thread.join()
+
+    assert [] == found(lines)
+    assert [] == failures
+    assert not (folder / ".s3mini" / "damaged").exists()
+
+
+# -- manifest --------------------------------------------------------------------------------------
+
+ODD = ("plain", "with space", "ä/ö", "back\\slash", "new\nline", "50%", "-dash", "*star", "q?",
+       "a//b", "trailing ", "x" * 700)  # fmt: skip
+
+
+@pytest.mark.parametrize(("program", "flags"), [("md5sum", ()), ("sha256sum", ("--sha256",))])
+def test_a_manifest_is_what_coreutils_check(
+    server: Server,
+    bucket: str,
+    s3: Client,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    program: str,
+    flags: tuple[str, ...],
+) -> None:
+    if not shutil.which(program):
+        pytest.skip(f"there is no {program} here")
+    for key in ODD:
+        s3.put(key, b"content of " + key.encode())
+    multipart(s3, "m", b"x" * (5 * MIB), b"y")
+    with (folder / "large").open("wb") as file:
+        file.truncate(s3mini.ADOPT_BYTES + 1)  # its MD5 is not known
+    monkeypatch.chdir(server.data)
+    manifest = run(server, "manifest", bucket, *flags)
+    assert (0, "") == (manifest.code, manifest.err)
+
+    def coreutils() -> subprocess.CompletedProcess[bytes]:
+        command = [program, "--check", "--strict"]
+        sent = manifest.out.encode()
+        return subprocess.run(command, input=sent, capture_output=True, check=False)
+
+    good = coreutils()
+    assert 0 == good.returncode, good.stderr
+    assert len(ODD) + 2 == len(good.stdout.splitlines())
+    flip(folder / "plain", 0)
+    assert 1 == coreutils().returncode

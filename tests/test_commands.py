@@ -1,0 +1,489 @@
+"""The commands: first run, later runs, serve, dev, config, signals, and the fake for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable, Optional
+
+import pytest
+from conftest import INI, PROGRAM, Serve, Server
+from signing_client import UNSIGNED, Client
+
+import s3mini
+
+PATIENCE = 30.0  # seconds for what takes a moment; a busy machine needs more
+
+# `python3 s3mini.py` alone serves on 127.0.0.1:9000, which two tests at once cannot; this is the
+# same but for the port that the first run writes into the file.
+ANY_PORT = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); import s3mini;"
+    "s3mini.FIRST_INI = s3mini.FIRST_INI.replace(':9000', ':0'); sys.exit(s3mini.main())"
+)
+
+
+class Program:
+    """A command that runs until it is told to end; its output is read while it runs."""
+
+    def __init__(self, folder: Path, *arguments: str, first: bool = False):
+        program = ["-c", ANY_PORT, str(PROGRAM.parent)] if first else [str(PROGRAM)]
+        self.process = subprocess.Popen(
+            [sys.executable, *program, *arguments],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._queue: queue.Queue[Optional[str]] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        with self.process.stdout as output:
+            for line in output:
+                self._queue.put(line)
+        self._queue.put(None)
+
+    def read_until(self, text: str) -> str:
+        """Everything up to the line with that text."""
+        while not any(text in line for line in self.lines):
+            line = self._queue.get(timeout=PATIENCE)
+            assert line is not None, "".join(self.lines)
+            self.lines.append(line)
+        return "".join(self.lines)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        code = self.process.wait(PATIENCE)
+        while (line := self._queue.get(timeout=PATIENCE)) is not None:
+            self.lines.append(line)
+        return code
+
+    @property
+    def said(self) -> str:
+        return "".join(self.lines)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """start(ARGUMENT ..., first=True) runs s3mini.py in tmp_path."""
+    with contextlib.ExitStack() as stack:
+
+        def run(*arguments: str, first: bool = False) -> Program:
+            program = Program(tmp_path, *arguments, first=first)
+            stack.callback(program.process.wait)
+            stack.callback(program.process.kill)
+            return program
+
+        yield run
+
+
+Start = Callable[..., Program]
+
+
+def until(what: Callable[[], object]) -> None:
+    """Wait for something that nobody tells us of."""
+    deadline = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def workers_of(server: Server, count: int) -> list[int]:
+    """The server's workers, once there are that many."""
+    until(lambda: len(children(server.process.pid)) == count)
+    return children(server.process.pid)
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    return False
+
+
+def refuses(address: tuple[str, int]) -> bool:
+    """Whether nobody accepts connections there any more."""
+    try:
+        socket.create_connection(address, timeout=1).close()
+    except OSError:
+        return True
+    return False
+
+
+# -- the first run ---------------------------------------------------------------------------------
+
+
+def test_the_first_run_in_an_empty_folder_serves_a_bucket(start: Start, tmp_path: Path) -> None:
+    program = start(first=True)
+    said = program.read_until("aws s3 cp")
+    url = re.findall("listening on http://(.+)", said)[0]
+    code = re.findall(r"(?s)boto3:\n(.+?)\n\n", said)[0]
+    keys = re.findall('aws_access_key_id="(.+?)", aws_secret_access_key="(.+?)"', code)[0]
+    put = Client(url, *keys, bucket="media").put("photo.jpg", b"meow")
+
+    assert (200, b"meow") == (put.status, (tmp_path / "s3mini-data/media/photo.jpg").read_bytes())
+    assert f"Keys:    {tmp_path}/buckets.ini" in said
+    assert f"Objects: {tmp_path}/s3mini-data" in said
+    assert 0o600 == stat.S_IMODE((tmp_path / "buckets.ini").stat().st_mode)
+    assert 0 == stat.S_IMODE((tmp_path / "s3mini-data").stat().st_mode) & 0o007
+    assert ["buckets.ini", "s3mini-data"] == sorted(os.listdir(tmp_path))
+
+
+def test_the_settings_it_prints_work_as_they_are(start: Start) -> None:
+    program = start(first=True)
+    said = program.read_until("aws s3 cp")
+    import boto3
+
+    names: dict[str, object] = {"boto3": boto3, "STORAGES": {}}
+    exec(re.findall(r"(?s)boto3:\n(.+?)\n\n", said)[0].replace("\n    ", "\n").strip(), names)
+    exec(re.findall(r"(?s)settings\.py:\n(.+?)\n\n", said)[0].strip(), names)
+    names["s3"].put_object(Bucket="media", Key="k", Body=b"x")  # type: ignore[attr-defined]
+    options = names["STORAGES"]["default"]["OPTIONS"]  # type: ignore[index]
+    url = options["endpoint_url"].partition("//")[2]
+    client = Client(
+        url, options["access_key"], options["secret_key"], bucket=options["bucket_name"]
+    )
+
+    assert b"x" == client.get("k").body
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", options["access_key"]),
+        ("AWS_SECRET_ACCESS_KEY", options["secret_key"]),
+        ("AWS_ENDPOINT_URL", options["endpoint_url"]),
+    ):
+        assert f"{name}={value}" in said
+
+
+def test_a_later_run_reads_the_file_and_keeps_its_secrets(start: Start, tmp_path: Path) -> None:
+    first = start(first=True)
+    first.read_until("aws s3 cp")
+    assert 0 == first.end()
+    text = (tmp_path / "buckets.ini").read_text()
+    secret = re.findall("secret_key = (.+)", text)[0]
+    second = start(first=True)
+    second.read_until("Objects:")
+    second.end()
+
+    assert text == (tmp_path / "buckets.ini").read_text()
+    assert secret in first.said
+    assert secret not in second.said
+
+
+def test_two_first_runs_have_different_keys(start: Start, tmp_path: Path) -> None:
+    secrets = set()
+    for _ in range(2):
+        program = start(first=True)
+        program.read_until("aws s3 cp")
+        program.end()
+        secrets.update(re.findall("_key = (.+)", (tmp_path / "buckets.ini").read_text()))
+        (tmp_path / "buckets.ini").unlink()
+
+    assert 4 == len(secrets)
+    assert all(len(secret) >= 20 for secret in secrets)
+
+
+# -- serve, dev, config ----------------------------------------------------------------------------
+
+
+def test_serve_takes_listen_and_data_from_the_command_line(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "my.ini").write_text(
+        "[SERVER]\nlisten = 127.0.0.1:9\ndata = unused\n[media]\naccess_key = k\nsecret_key = s\n"
+    )
+    program = start("serve", "--config", "my.ini", "--listen", "127.0.0.1:0", "--data", "there")
+    url = re.findall("listening on http://(.+)", program.read_until("listening on"))[0]
+    Client(url, "k", "s", bucket="media").put("k", b"x")
+
+    assert b"x" == (tmp_path / "there/media/k").read_bytes()
+    assert not (tmp_path / "unused").exists()
+
+
+def test_serve_listens_on_several_addresses(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "my.ini").write_text("[media]\naccess_key = k\nsecret_key = s\npublic = read\n")
+    program = start(
+        "serve", "--config", "my.ini", "--listen", f"127.0.0.1:0, unix:{tmp_path}/sock, 127.0.0.1:0"
+    )
+    program.read_until("listening on unix:")
+    while program.said.count("listening on") < 3:
+        program.lines.append(program._queue.get(timeout=PATIENCE) or "")
+
+    for url in re.findall("listening on http://(.+)", program.said):
+        assert 404 == Client(url).get("/media/k").status
+    assert b"404 Not Found" in ask_unix(tmp_path / "sock")
+    assert 0 == program.end()
+
+
+def test_dev_serves_a_throw_away_folder(start: Start) -> None:
+    program = start("dev", "photos", "videos", "--listen", "127.0.0.1:0")
+    said = program.read_until("aws s3 cp")
+    url = re.findall("listening on http://(.+)", said)[0]
+    folder = Path(re.findall(r"Objects: (\S+)", said)[0])
+    client = Client(url, "s3mini", "s3mini-secret")
+    client.put("/photos/k", b"x")
+
+    assert b"x" == (folder / "photos/k").read_bytes()
+    assert ["photos", "videos"] == client.get("/").elements("Name")
+    assert [200, 204] == [client.put("/another").status, client.delete("/another").status]
+    origin = {"origin": "http://localhost:3000"}
+    assert "*" == client.get("/photos/k", origin).headers["access-control-allow-origin"]
+    preflight = {**origin, "access-control-request-method": "PUT"}
+    assert 200 == client.anonymous()("OPTIONS", "/photos/k", b"", preflight).status
+    assert (0, False) == (program.end(signal.SIGINT), folder.exists())
+
+
+def test_dev_keeps_a_folder_that_it_is_given(start: Start, tmp_path: Path) -> None:
+    for content in (b"1", b"2"):
+        program = start("dev", "--listen", "127.0.0.1:0", "--data", "kept")
+        url = re.findall("listening on http://(.+)", program.read_until("listening on"))[0]
+        client = Client(url, "s3mini", "s3mini-secret", bucket="media")
+        assert 200 == client.put(content.decode(), content).status
+        assert 0 == program.end()
+
+    assert b"1" == (tmp_path / "kept/media/1").read_bytes()
+    assert b"2" == (tmp_path / "kept/media/2").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["dev", "Bad_Name", "--listen", "127.0.0.1:0"], ["Bad_Name"]),
+        (["dev", "--listen", "9000"], ["--listen", "9000", "127.0.0.1:9000"]),
+        (["dev", "--listen", "203.0.113.1:1"], ["203.0.113.1:1"]),
+        (["serve"], ["buckets.ini", "--config"]),
+        (["config"], ["buckets.ini", "--config"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(
+    start: Start, arguments: list[str], words: list[str]
+) -> None:
+    program = start(*arguments)
+
+    assert 2 == program.end(0)
+    assert (1, []) == (program.said.count("\n"), [w for w in words if w not in program.said])
+
+
+def test_a_port_in_use_is_one_sentence(start: Start, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        address = f"127.0.0.1:{busy.getsockname()[1]}"
+        program = start("dev", "--listen", address)
+
+        assert 2 == program.end(0)
+    assert (1, True) == (program.said.count("\n"), address in program.said)
+    assert "Traceback" not in program.said
+
+
+def test_version_and_help(start: Start) -> None:
+    version, usage, unknown = start("--version"), start("--help"), start("nonsense")
+
+    assert [0, 0, 2] == [program.end(0) for program in (version, usage, unknown)]
+    assert f"s3mini {s3mini.__version__}\n" == version.said
+    assert all(command in usage.said for command in ("serve", "dev", "config"))
+    assert "Traceback" not in unknown.said
+
+
+# -- a unix socket ---------------------------------------------------------------------------------
+
+
+def ask_unix(path: Path) -> bytes:
+    """The answer to an anonymous GET."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(PATIENCE)
+        sock.connect(str(path))
+        sock.sendall(b"GET /media/k HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+def test_serve_listens_on_a_unix_socket_and_takes_it_over_from_the_dead(
+    start: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "my.ini").write_text("[media]\naccess_key = k\nsecret_key = s\n")
+    command = ("serve", "--config", "my.ini", "--listen", f"unix:{tmp_path}/sock")
+    first = start(*command)
+    first.read_until(f"listening on unix:{tmp_path}/sock")
+    assert b"403 Forbidden" in ask_unix(tmp_path / "sock")
+    workers = children(first.process.pid)
+    first.process.kill()
+    first.process.wait()
+    until(lambda: not any(map(is_alive, workers)))
+    second = start(*command)
+    second.read_until("listening on unix:")
+    third = start(*command)
+
+    assert b"403 Forbidden" in ask_unix(tmp_path / "sock")
+    assert (2, True) == (third.end(0), f"{tmp_path}/sock" in third.said)
+    assert b"403 Forbidden" in ask_unix(tmp_path / "sock")
+    assert 0 == second.end()
+
+
+# -- signals ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_finishes_a_request_in_flight(serve: Serve, workers: int) -> None:
+    server = serve(workers=workers)
+    client = server.client(bucket="media")
+    sent = client.sign("PUT", "/media/k", [], {"expect": "100-continue"}, UNSIGNED)
+    head = "PUT /media/k HTTP/1.1\r\ncontent-length: 10\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in sent.items()) + "\r\n"
+    with socket.create_connection((server.host, server.port), timeout=PATIENCE) as sock:
+        sock.sendall(head.encode())
+        assert b"100 Continue" in sock.recv(1000)
+        sock.sendall(b"12345")
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: refuses((server.host, server.port)))
+        sock.sendall(b"67890")
+        answer = sock.recv(65536)
+
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"connection: close" in answer.lower()
+    assert 0 == server.process.wait(PATIENCE)
+    assert b"1234567890" == (server.data / "media/k").read_bytes()
+
+
+def test_a_server_that_is_told_to_end_as_soon_as_it_listens_ends_with_0(serve: Serve) -> None:
+    server = serve(workers=1)
+    codes = [server.stop()]
+    for _ in range(3):
+        server.start()
+        codes.append(server.stop())
+
+    assert [0] * 4 == codes
+
+
+def test_sigterm_does_not_wait_for_idle_connections(serve: Serve) -> None:
+    server = serve(workers=2)
+    server.client(bucket="media").head()
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(socket.create_connection((server.host, server.port)))
+        began = time.monotonic()
+
+        assert 0 == server.stop()
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_ends_it_cleanly(serve: Serve, workers: int) -> None:
+    server = serve(workers=workers)
+    server.client(bucket="media").put("k", b"x")
+    pids = workers_of(server, 0 if workers == 1 else workers)
+    for pid in (server.process.pid, *pids):  # a terminal sends it to all of them
+        with contextlib.suppress(ProcessLookupError):  # the master may have ended it by now
+            os.kill(pid, signal.SIGINT)
+
+    assert 0 == server.process.wait(PATIENCE)
+    assert "" == server.log
+    assert not any(map(is_alive, pids))
+
+
+def test_a_worker_that_is_killed_is_restarted(serve: Serve) -> None:
+    server = serve(workers=2)
+    before = workers_of(server, 2)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: len(set(children(server.process.pid)) - set(before)) == 2)
+
+    assert 200 == server.client(bucket="media").put("k", b"x").status
+    assert all(f"worker {pid} ended" in server.log for pid in before)
+
+
+def test_the_workers_end_with_a_master_that_is_killed(serve: Serve) -> None:
+    server = serve(workers=2)
+    workers = workers_of(server, 2)
+    server.kill()
+
+    until(lambda: not any(map(is_alive, workers)))
+
+
+def test_nothing_is_lost_over_a_restart(serve: Serve) -> None:
+    server = serve()
+    client = server.client(bucket="media")
+    client.put("k", b"x", {"x-amz-meta-a": "1"})
+    upload = client.post("m", b"", query="uploads").element("UploadId")
+    server.stop()
+    server.start()
+    client = server.client(bucket="media")
+    got = client.get("k")
+
+    assert (b"x", "1") == (got.body, got.headers["x-amz-meta-a"])
+    assert [upload] == client.get(query="uploads").elements("UploadId")
+
+
+def test_temp_files_of_the_dead_are_removed_at_the_start(serve: Serve) -> None:
+    server = serve()
+    server.kill()
+    stray = server.data / "media/.s3mini/tmp/stray"
+    stray.write_bytes(b"half of something")
+    server.start()
+
+    assert not stray.exists()
+
+
+def test_the_log_has_a_line_for_each_request_and_no_secret(serve: Serve) -> None:
+    server = serve(INI, log="text")
+    client = server.client(bucket="media")
+    client.put("ä b\n", b"x")
+    url = client.presign("GET", "missing")
+    client.fetch(url)
+    server.stop()
+    lines = server.log.splitlines()
+
+    assert 2 == len(lines), server.log
+    assert all(word in lines[0] for word in ("PUT", "/media/%C3%A4%20b%0A", "200", "media-key"))
+    assert all(word in lines[1] for word in ("GET", "/media/missing", "404", "NoSuchKey"))
+    assert url.rpartition("=")[2] not in server.log
+    assert client.secret_key not in server.log
+
+
+# -- the fake --------------------------------------------------------------------------------------
+
+
+def test_the_fake_serves_buckets_in_this_process() -> None:
+    with s3mini.start("photos", "videos") as fake:
+        client = Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key)
+        client.put("/photos/k", b"x")
+
+        assert b"x" == (Path(fake.data) / "photos/k").read_bytes()
+        assert b"x" == client.get("/photos/k").body
+        assert ["photos", "videos"] == client.get("/").elements("Name")
+    assert not Path(fake.data).exists()
+
+
+def test_two_fakes_do_not_know_each_other(tmp_path: Path) -> None:
+    with s3mini.start() as one, s3mini.start(data=str(tmp_path)) as two:
+        for fake, content in ((one, b"1"), (two, b"2")):
+            url = fake.endpoint.partition("//")[2]
+            Client(url, fake.access_key, fake.secret_key, bucket="media").put("k", content)
+
+        assert one.endpoint != two.endpoint
+        assert b"1" == (Path(one.data) / "media/k").read_bytes()
+    assert b"2" == (tmp_path / "media/k").read_bytes()
+
+
+def test_a_fake_that_stopped_is_gone() -> None:
+    fake = s3mini.start()
+    url = fake.endpoint.partition("//")[2]
+    threads = threading.active_count()
+    fake.stop()
+
+    host, _, port = url.partition(":")
+    assert refuses((host, int(port)))
+    assert threading.active_count() < threads

@@ -1,0 +1,301 @@
+"""buckets.ini: every mistake is one sentence with file, line, section and what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PROGRAM, Serve
+from signing_client import Client
+
+import s3mini
+
+GOOD = "[media]\naccess_key = k\nsecret_key = s\n"
+
+
+def load(folder: Path, text: str) -> s3mini.Config:
+    path = folder / "buckets.ini"
+    path.write_text(text, encoding="utf-8")
+    return s3mini.load_config(str(path))
+
+
+def mistake(folder: Path, text: str) -> str:
+    """What is said of it."""
+    with pytest.raises(s3mini.ConfigError) as caught:
+        load(folder, text)
+    return str(caught.value)
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROGRAM), *arguments]
+    return subprocess.run(
+        command,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+# The text, the line that must be named, and what else the sentence must say.
+MISTAKES: dict[str, tuple[str, int, list[str]]] = {
+    "near option": (GOOD + "pubic = read\n", 4, ["[media]", "'pubic'", "did you mean public?"]),
+    "near key": ("[media]\nacces_key = k\n", 2, ["'acces_key'", "did you mean access_key?"]),
+    "far option": (GOOD + "zzz = 1\n", 4, ["[media]", "unknown option 'zzz'"]),
+    "near in SERVER": ("[SERVER]\nlissten = x\n" + GOOD, 2, ["[SERVER]", "did you mean listen?"]),
+    "near in DEFAULT": (GOOD + "[DEFAULT]\npubli = no\n", 5, ["[DEFAULT]", "did you mean public?"]),
+    "bucket option in SERVER": ("[SERVER]\npublic = read\n" + GOOD, 2, ["[SERVER]", "'public'"]),
+    "server option in bucket": (GOOD + "workers = 2\n", 4, ["[media]", "'workers'"]),
+    "second of two": (
+        GOOD + "[b23]\naccess_key = x\nsecret_key = y\nmod = read\n",
+        7,
+        ["[b23]", "mode?"],
+    ),
+    "listen": ("[SERVER]\nlisten = 9000\n" + GOOD, 2, ["listen", "'9000'", "127.0.0.1:9000"]),
+    "listen port": ("[SERVER]\nlisten = a:99999\n" + GOOD, 2, ["'a:99999'"]),
+    "listen empty": ("[SERVER]\nlisten =\n" + GOOD, 2, ["no address"]),
+    "hosts": (
+        "[SERVER]\nhosts = https://x.de\n" + GOOD,
+        2,
+        ["'https://x.de'", "media.example.com"],
+    ),
+    "workers": ("[SERVER]\nworkers = many\n" + GOOD, 2, ["workers", "'many'", "whole number"]),
+    "workers 0": ("[SERVER]\nworkers = 0\n" + GOOD, 2, ["workers", "'0'"]),
+    "durability": ("[SERVER]\ndurability = yes\n" + GOOD, 2, ["'yes'", "disk, none"]),
+    "min_free": ("[SERVER]\n\nmin_free = 5 %\n" + GOOD, 3, ["'5 %'", "500M"]),
+    "max_connections": ("[SERVER]\nmax_connections = -1\n" + GOOD, 2, ["'-1'"]),
+    "expire_uploads": ("[SERVER]\nexpire_uploads = 1w\n" + GOOD, 2, ["'1w'", "7d"]),
+    "log": ("[SERVER]\nlog = verbose\n" + GOOD, 2, ["'verbose'", "text, json, none"]),
+    "mode": (GOOD + "mode = rw\n", 4, ["mode in [media]", "'rw'", "full, read, write, append"]),
+    "public": (GOOD + "public = images\n", 4, ["'images'", "images/"]),
+    "cors": (GOOD + "cors = example.com\n", 4, ["'example.com'", "https://app.example.com"]),
+    "acl": (GOOD + "acl = maybe\n", 4, ["'maybe'", "yes nor no"]),
+    "upper case": ("[Media]\naccess_key = k\n", 1, ["[Media]", "a-z 0-9"]),
+    "server in lower case": ("[server]\nlisten = a:1\n", 1, ["[server]", "SERVER"]),
+    "too short": (GOOD + "[ab]\naccess_key = x\nsecret_key = y\n", 4, ["[ab]", "3 to 63"]),
+    "too long": (f"[{'a' * 64}]\n", 1, ["3 to 63"]),
+    "an address": ("[192.168.1.1]\naccess_key = x\nsecret_key = y\n", 1, ["[192.168.1.1]"]),
+    "a path": ("[../etc]\naccess_key = x\nsecret_key = y\n", 1, ["[../etc]"]),
+    "no secret": ("[media]\naccess_key = k\n", 1, ["[media]", "no secret_key", "add"]),
+    "no access key": ("[media]\nsecret_key = k\n", 1, ["[media]", "no access_key", "add"]),
+    "no key": ("[media]\n", 1, ["[media]", "no access_key", "add"]),
+    "no key for a second section": (GOOD + "[media:ci]\nmode = read\n", 4, ["[media:ci]", "add"]),
+    "a space in a key": (
+        "[media]\naccess_key = a b\nsecret_key = s\n",
+        2,
+        ["access_key", "[media]"],
+    ),
+    "a slash in a key": (
+        "[media]\naccess_key = a/b\nsecret_key = s\n",
+        2,
+        ["access_key", "[media]"],
+    ),
+    "two secrets": (
+        GOOD + "[b23]\naccess_key = k\nsecret_key = t\n",
+        6,
+        ["[b23]", "'k'", "one secret"],
+    ),
+    "no environment": (
+        "[media]\naccess_key = k\nsecret_key = env:S3MINI_NOT_SET\n",
+        3,
+        ["S3MINI_NOT_SET"],
+    ),
+    "no file": ("[media]\naccess_key = k\nsecret_key = file:nowhere\n", 3, ["nowhere"]),
+    "path for all": ("[DEFAULT]\npath = /srv\n" + GOOD, 2, ["path", "of its own"]),
+    "path of a pattern": (
+        "[t-*]\naccess_key = k\nsecret_key = s\npath = /srv\n",
+        4,
+        ["path", "[t-*]"],
+    ),
+    "section twice": (GOOD + "[media]\naccess_key = x\n", 4, ["media"]),
+    "option twice": (GOOD + "access_key = x\n", 4, ["access_key", "media"]),
+    "no section": ("access_key = x\n", 1, ["section"]),
+    "no equals sign": (GOOD + "public\n", 4, ["public"]),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_sentence_with_its_place(tmp_path: Path, name: str) -> None:
+    text, line, words = MISTAKES[name]
+    said = mistake(tmp_path, text)
+
+    assert said.startswith(f"{tmp_path}/buckets.ini line {line}: "), said
+    assert "\n" not in said
+    assert [] == [word for word in words if word not in said], said
+
+
+def test_a_secret_is_never_in_a_sentence(tmp_path: Path) -> None:
+    first, second = "open-sesame-1", "open-sesame-2"
+    texts = [
+        f"[media]\naccess_key = k\nsecret_key = {first}\n"
+        f"[b23]\naccess_key = k\nsecret_key = {second}\n",
+        f"[media]\naccess_key = a b\nsecret_key = {first}\n",
+        f"[media]\nsecret_key = {first}\n",
+    ]
+
+    assert not any(
+        secret in mistake(tmp_path, text) for text in texts for secret in (first, second)
+    )
+    assert first not in repr(load(tmp_path, f"[media]\naccess_key = k\nsecret_key = {first}\n"))
+
+
+def test_a_file_of_windows_with_a_bom_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "buckets.ini"
+    path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+
+    assert {"k": "s"} == s3mini.load_config(str(path)).secrets
+
+
+def test_a_file_that_is_not_utf8_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "buckets.ini"
+    for data in (GOOD.encode("utf-16"), b"# caf\xe9\n" + GOOD.encode()):
+        path.write_bytes(data)
+        with pytest.raises(s3mini.ConfigError, match=re.escape(str(path)) + ".*UTF-8"):
+            s3mini.load_config(str(path))
+
+
+def test_a_file_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(s3mini.ConfigError, match=r"nowhere\.ini.*--config"):
+        s3mini.load_config(str(tmp_path / "nowhere.ini"))
+
+
+def test_the_defaults_of_all_buckets(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        "[DEFAULT]\nmode = read\npublic = images/\n"
+        + GOOD
+        + "[b23]\naccess_key = x\nsecret_key = y\nmode = full\n",
+    )
+    media, other = config.sections
+
+    assert ("read", ("images/",)) == (media.mode, media.public)
+    assert ("full", ("images/",)) == (other.mode, other.public)
+
+
+def test_a_file_with_nothing_but_a_bucket_has_good_defaults(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD)
+
+    assert ("127.0.0.1:9000",) == config.listen
+    assert ("disk", 100 * 1024**2, str(tmp_path / "s3mini-data")) == (
+        config.durability,
+        config.min_free,
+        config.data,
+    )
+    assert ("full", (), (), "") == tuple(
+        getattr(config.sections[0], name) for name in ("mode", "public", "cors", "path")
+    )
+
+
+def test_values_are_read_as_they_are_meant(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        "[SERVER]\nlisten = [::]:80, unix:/run/x, 127.0.0.1:0\n"
+        "min_free = 5 GB\nexpire_uploads = 12h\n"
+        "data = ../d\nhosts = A.example.com, box:9000\n"
+        "[media]\naccess_key = k\nsecret_key = a%b;c#d = e\n"
+        "public = images/, css/\ncors = *\npath = srv\n",
+    )
+
+    assert ("[::]:80", "unix:/run/x", "127.0.0.1:0") == config.listen
+    assert (5 * 1024**3, 12 * 3600) == (config.min_free, config.expire_uploads)
+    assert str(tmp_path.parent / "d") == config.data
+    assert ("a.example.com", "box:9000") == config.hosts
+    assert "a%b;c#d = e" == config.sections[0].secret_key
+    assert (("images/", "css/"), ("*",), str(tmp_path / "srv")) == (
+        config.sections[0].public,
+        config.sections[0].cors,
+        config.sections[0].path,
+    )
+
+
+def test_a_secret_may_stand_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").write_text("from a file\n")
+    monkeypatch.setenv("S3MINI_TEST_SECRET", "from outside")
+    config = load(
+        tmp_path,
+        "[media]\naccess_key = a\nsecret_key = env:S3MINI_TEST_SECRET\n"
+        f"[media:b]\naccess_key = b\nsecret_key = file:{tmp_path}/secret\n"
+        "[media:c]\naccess_key = c\nsecret_key = file:secret\n",
+    )
+
+    assert {"a": "from outside", "b": "from a file", "c": "from a file"} == config.secrets
+
+
+def test_a_secret_from_a_file_signs(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("wonderful\n")
+    server = serve(
+        f"[media]\naccess_key = k\nsecret_key = file:{tmp_path}/secret\n", durability="none"
+    )
+
+    assert 200 == Client(server.address, "k", "wonderful", bucket="media").put("k", b"x").status
+
+
+# -- what the program does with it -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["serve", "config"])
+def test_a_mistake_ends_the_program_with_2_and_one_line(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "buckets.ini"
+    path.write_text(GOOD + "pubic = read\n")
+    path.chmod(0o600)
+    done = run(command, "--config", str(path))
+
+    assert (2, "") == (done.returncode, done.stdout)
+    assert f"s3mini: {path} line 4: " in done.stderr
+    assert (1, True) == (done.stderr.count("\n"), done.stderr.endswith("\n"))
+
+
+def test_a_good_file_is_called_good(tmp_path: Path) -> None:
+    path = tmp_path / "buckets.ini"
+    path.write_text(GOOD + "public = read\n[test-*]\naccess_key = x\nsecret_key = hidden-secret\n")
+    done = run("config", "--config", str(path))
+
+    assert (0, "") == (
+        done.returncode,
+        done.stderr.replace("\n", "") if "everybody" not in done.stderr else "",
+    )
+    assert ["[media]" in done.stdout, "[test-*]" in done.stdout, "hidden" in done.stdout] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_a_file_that_everybody_can_read_is_warned_of(serve: Serve) -> None:
+    server = serve()
+    assert "everybody can read" not in server.log
+    server.stop()
+    server.config.chmod(0o644)
+    server.start()
+
+    assert f"everybody can read {server.config}" in server.log
+    assert f"chmod 640 {server.config}" in server.log
+
+
+def test_a_data_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "buckets.ini"
+    path.write_text(GOOD)
+    path.chmod(0o600)
+    (tmp_path / "file").touch()
+    done = run(
+        "serve", "--config", str(path), "--data", f"{tmp_path}/file/data", "--listen", "127.0.0.1:0"
+    )
+
+    assert (2, 1) == (done.returncode, done.stderr.count("\n"))
+    assert f"{tmp_path}/file/data" in done.stderr
+
+
+def test_certificates_that_are_none_are_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "buckets.ini"
+    for name in ("nowhere.pem", "buckets.ini"):
+        path.write_text(f"[SERVER]\ntls_cert = {name}\n" + GOOD)
+        path.chmod(0o600)
+        done = run("config", "--config", str(path))
+
+        assert (2, 1) == (done.returncode, done.stderr.count("\n")), done.stderr
+        assert "tls_cert" in done.stderr

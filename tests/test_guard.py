@@ -1,0 +1,445 @@
+"""The disk guard: a quota and min_free are kept, whoever writes and however the server ended."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import Serve, Server
+from signing_client import UNSIGNED, Client, Reply
+
+KIB, MIB = 1024, 1024**2
+QUOTA = 100 * KIB
+
+KEYS = """\
+[SERVER]
+durability = none
+log = none
+workers = 1
+
+[media]
+access_key = media-key
+secret_key = media-secret-0123456789abcdef
+"""
+
+
+def limited(**options: object) -> str:
+    """The INI with these options for the bucket."""
+    lines = {"quota": "100K", **options}
+    return KEYS + "".join(f"{name} = {value}\n" for name, value in lines.items())
+
+
+@pytest.fixture
+def server(serve: Serve) -> Server:
+    return serve(limited())
+
+
+@pytest.fixture
+def s3(server: Server) -> Client:
+    return server.client(bucket="media")
+
+
+def pieces(size: int) -> list[bytes]:
+    """A body whose length nobody announces."""
+    return [b"x" * min(KIB, size - start) for start in range(0, size, KIB)]
+
+
+def is_over(reply: Reply) -> bool:
+    return (reply.status, reply.error) == (403, "QuotaExceeded")
+
+
+def room_left(s3: Client) -> int:
+    """How many bytes fit by now, found by trying, to the KiB; nothing is left behind."""
+    low, high = 0, 2 * QUOTA // KIB
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = s3.put("probe", pieces(middle * KIB)).status == 200
+        if fits:
+            assert s3.delete("probe").status == 204
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low * KIB
+
+
+def begin(s3: Client, key: str) -> str:
+    return s3.post(key, uploads="").element("UploadId")
+
+
+def add_part(s3: Client, key: str, upload: str, number: int, data: bytes) -> Reply:
+    return s3.put(key, data, partNumber=number, uploadId=upload)
+
+
+def complete(s3: Client, key: str, upload: str, *etags: str) -> Reply:
+    rows = "".join(
+        f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"
+        for number, etag in enumerate(etags, 1)
+    )
+    body = f"<CompleteMultipartUpload>{rows}</CompleteMultipartUpload>".encode()
+    return s3.post(key, body, uploadId=upload)
+
+
+def delete_all(s3: Client, document: bytes) -> Reply:
+    digest = base64.b64encode(hashlib.md5(document).digest()).decode()
+    return s3.post("", document, {"content-md5": digest}, query="delete")
+
+
+def bytes_held(server: Server) -> int:
+    """What `du` would say of the objects, the kept versions and the parts."""
+    root = server.data / "media"
+    files = [path for path in root.rglob("*") if path.is_file()]
+    room = [".s3mini"]
+    return sum(
+        path.stat().st_size
+        for path in files
+        if not path.name.endswith(".s3mini.json")
+        and path.suffix != ".json"
+        and (
+            path.relative_to(root).parts[:1] != (room[0],)
+            or path.relative_to(root).parts[1] in ("uploads", "versions")
+        )
+    )
+
+
+# -- the quota -------------------------------------------------------------------------------------
+
+
+def test_what_fits_exactly_is_stored_and_one_byte_more_is_not(s3: Client) -> None:
+    assert 200 == s3.put("full", b"x" * QUOTA).status
+    assert is_over(s3.put("more", b"x"))
+    assert 404 == s3.get("more").status
+    assert 200 == s3.put("empty", b"").status
+
+
+def test_an_announced_length_is_refused_before_the_body_is_read(server: Server, s3: Client) -> None:
+    path, length = "/media/large", str(QUOTA + 1)
+    sending = s3.sign("PUT", path, [], {"expect": "100-continue"}, UNSIGNED)
+    connection = http.client.HTTPConnection(server.address, timeout=20)
+    connection.putrequest("PUT", path, skip_host=True, skip_accept_encoding=True)
+    for name, value in {**sending, "content-length": length}.items():
+        connection.putheader(name, value)
+    connection.endheaders()  # and not a byte of the body
+    got = connection.getresponse()
+    body = got.read()
+    connection.close()
+
+    assert 403 == got.status
+    assert b"<Code>QuotaExceeded</Code>" in body
+
+
+def test_a_length_that_was_not_announced_is_refused_at_the_end(s3: Client) -> None:
+    assert is_over(s3.put("large", pieces(QUOTA + KIB)))
+    assert 404 == s3.get("large").status
+    assert 200 == s3.put("small", pieces(QUOTA)).status
+
+
+def test_a_refused_write_leaves_the_old_object(s3: Client) -> None:
+    s3.put("a", b"old", {"x-amz-meta-n": "old"})
+
+    assert is_over(s3.put("a", pieces(QUOTA + KIB), {"x-amz-meta-n": "new"}))
+    got = s3.get("a")
+    assert (b"old", "old") == (got.body, got.headers["x-amz-meta-n"])
+
+
+def test_a_delete_gives_back(s3: Client) -> None:
+    s3.put("a", b"x" * QUOTA)
+    assert is_over(s3.put("b", b"x"))
+
+    s3.delete("a")
+    assert 200 == s3.put("b", b"x" * QUOTA).status
+
+
+def test_a_delete_of_many_gives_back(s3: Client) -> None:
+    for name in "abcd":
+        assert 200 == s3.put(name, b"x" * (QUOTA // 4)).status
+    rows = "".join(f"<Object><Key>{name}</Key></Object>" for name in "abcd")
+    assert 200 == delete_all(s3, f"<Delete>{rows}</Delete>".encode()).status
+
+    assert QUOTA == room_left(s3)
+
+
+def test_an_overwrite_gives_back(s3: Client) -> None:
+    s3.put("a", b"x" * (80 * KIB))
+    s3.put("a", b"x" * (10 * KIB))
+
+    assert 90 * KIB == room_left(s3)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_full_bucket_may_be_overwritten_with_as_much(s3: Client, announced: bool) -> None:
+    s3.put("a", b"x" * QUOTA)
+
+    body = b"y" * QUOTA if announced else pieces(QUOTA)
+    assert 200 == s3.put("a", body).status
+    assert is_over(s3.put("a", pieces(QUOTA + KIB)))
+
+
+def test_an_append_counts_what_is_added(s3: Client) -> None:
+    s3.put("a", b"x" * (40 * KIB))
+
+    offset = {"x-amz-write-offset-bytes": str(40 * KIB)}
+    assert 200 == s3.put("a", b"y" * (40 * KIB), offset).status
+    assert 20 * KIB == room_left(s3)
+
+
+def test_a_copy_counts(s3: Client) -> None:
+    s3.put("a", b"x" * (60 * KIB))
+
+    assert is_over(s3.put("b", b"", {"x-amz-copy-source": "/media/a"}))
+    assert 404 == s3.get("b").status
+    s3.put("a", b"x" * (30 * KIB))
+    assert 200 == s3.put("b", b"", {"x-amz-copy-source": "/media/a"}).status
+    assert 40 * KIB == room_left(s3)
+
+
+def test_a_rename_counts_nothing_and_gives_back_what_it_replaces(s3: Client) -> None:
+    s3.put("a", b"x" * (40 * KIB))
+    s3.put("b", b"y" * (50 * KIB))
+
+    renamed = s3.put("b", b"", {"x-amz-rename-source": "/media/a"}, renameObject="")
+    assert 200 == renamed.status
+    assert 60 * KIB == room_left(s3)
+
+
+def test_parts_count(s3: Client) -> None:
+    upload = begin(s3, "m")
+    assert 200 == add_part(s3, "m", upload, 1, b"x" * (60 * KIB)).status
+
+    assert is_over(add_part(s3, "m", upload, 2, b"x" * (60 * KIB)))
+    assert 40 * KIB == room_left(s3)
+
+
+def test_a_part_sent_again_counts_once(s3: Client) -> None:
+    upload = begin(s3, "m")
+    for _ in range(3):
+        assert 200 == add_part(s3, "m", upload, 1, b"x" * (30 * KIB)).status
+
+    assert 70 * KIB == room_left(s3)
+
+
+def test_an_abort_gives_back(s3: Client) -> None:
+    upload = begin(s3, "m")
+    add_part(s3, "m", upload, 1, b"x" * (60 * KIB))
+    s3.delete("m", uploadId=upload)
+
+    assert QUOTA == room_left(s3)
+
+
+def test_completing_counts_what_the_parts_have_counted_already(s3: Client) -> None:
+    upload = begin(s3, "m")
+    etag = add_part(s3, "m", upload, 1, b"x" * (60 * KIB)).etag
+
+    assert 200 == complete(s3, "m", upload, etag).status
+    assert 40 * KIB == room_left(s3)
+
+
+def test_kept_versions_count(serve: Serve) -> None:
+    s3 = serve(limited(keep="7d")).client(bucket="media")
+    s3.put("a", b"x" * (40 * KIB))
+    s3.put("a", b"y" * (40 * KIB))
+    s3.delete("a")
+
+    assert is_over(s3.put("b", b"z" * (40 * KIB)))
+    assert 200 == s3.put("b", b"z" * (20 * KIB)).status
+
+
+def test_a_refused_overwrite_keeps_no_version(serve: Serve) -> None:
+    server = serve(limited(keep="7d"))
+    s3 = server.client(bucket="media")
+    s3.put("a", b"x" * (60 * KIB))
+
+    for _ in range(3):
+        assert is_over(s3.put("a", pieces(60 * KIB)))
+    assert 60 * KIB == bytes_held(server)
+    assert 200 == s3.put("b", b"y" * (40 * KIB)).status
+
+
+def test_every_name_is_counted_after_a_restart(server: Server, s3: Client) -> None:
+    for key in ("data.json", "folder/.hidden", "folder/a//b", "x.s3mini.json", "50%"):
+        assert 200 == s3.put(key, b"x" * (20 * KIB)).status
+    server.stop()
+    server.start()
+    s3 = server.client(bucket="media")
+
+    assert is_over(s3.put("more", b"x"))
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_the_count_is_right_after_a_restart(serve: Serve, end: str) -> None:
+    server = serve(limited(keep="7d"))
+    s3 = server.client(bucket="media")
+    s3.put("a", b"x" * (20 * KIB))
+    s3.put("a", b"x" * (10 * KIB))
+    add_part(s3, "m", begin(s3, "m"), 1, b"x" * (15 * KIB))
+    (server.data / "media" / "by-hand").write_bytes(b"x" * (5 * KIB))
+    getattr(server, end)()
+    server.start()
+    s3 = server.client(bucket="media")
+
+    assert is_over(s3.put("b", pieces(51 * KIB)))
+    assert 200 == s3.put("b", pieces(50 * KIB)).status
+
+
+def test_a_kill_while_many_write_leaves_the_right_count(serve: Serve) -> None:
+    server = serve(limited(), workers=2)
+    s3 = server.client(bucket="media")
+    enough = threading.Semaphore(0)
+
+    def write(name: str) -> None:
+        number = 0
+        try:
+            while True:
+                s3.put(f"{name}{number % 5}", b"x" * (3 * KIB + number))
+                enough.release()
+                number += 1
+        except OSError:
+            return  # it was killed
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for _ in range(60):
+        enough.acquire()
+    server.kill()
+    for thread in threads:
+        thread.join()
+    server.start()
+    s3 = server.client(bucket="media")
+    held = bytes_held(server)
+
+    assert QUOTA - held - KIB < room_left(s3) <= QUOTA - held
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_racing_workers_never_exceed_it(serve: Serve, announced: bool) -> None:
+    server = serve(limited(), workers=3)
+    s3 = server.client(bucket="media")
+    stored: list[int] = []
+    start = threading.Barrier(8)
+
+    def write(name: str) -> None:
+        start.wait()
+        for number in range(6):
+            body = b"x" * (5 * KIB) if announced else pieces(5 * KIB)
+            reply = s3.put(f"{name}/{number}", body)
+            assert reply.status == 200 or is_over(reply)
+            if reply.status == 200:
+                stored.append(5 * KIB)
+
+    threads = [threading.Thread(target=write, args=(str(n),)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert QUOTA == sum(stored) == bytes_held(server)
+
+
+def test_racing_overwrites_and_deletes_do_not_lose_count(serve: Serve) -> None:
+    server = serve(limited(), workers=3)
+    s3 = server.client(bucket="media")
+
+    def write(seed: int) -> None:
+        for number in range(15):
+            s3.put(f"k{(seed + number) % 3}", b"x" * (KIB * (1 + (seed * 7 + number) % 9)))
+            if number % 4 == seed % 4:
+                s3.delete(f"k{number % 3}")
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert QUOTA - bytes_held(server) == room_left(s3)
+
+
+def test_a_bucket_without_a_quota_has_no_limit(serve: Serve) -> None:
+    s3 = serve(limited(quota="0")).client(bucket="media")
+
+    assert 200 == s3.put("large", b"x" * (3 * QUOTA)).status
+
+
+# -- free space ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(serve: Serve) -> Server:
+    """A server whose disk has less free space than it must keep; some objects are there."""
+    server = serve(limited(quota="0"), min_free=0)
+    s3 = server.client(bucket="media")
+    for key in ("a", "b", "c"):
+        s3.put(key, b"old")
+    upload = begin(s3, "m")
+    add_part(s3, "m", upload, 1, b"part")
+    server.stop()
+    text = server.config.read_text().replace("min_free = 0", "min_free = 900000T")
+    server.config.write_text(text)
+    server.start()
+    return server
+
+
+def test_a_disk_that_is_nearly_full_refuses_writes(full: Server) -> None:
+    s3 = full.client(bucket="media")
+    answers = {
+        "put": s3.put("new", b"x"),
+        "overwrite": s3.put("a", b"x"),
+        "chunked": s3.put("new", pieces(2 * KIB)),
+        "copy": s3.put("new", b"", {"x-amz-copy-source": "/media/a"}),
+    }
+
+    wanted = (507, "InsufficientStorage")
+    assert {n: (r.status, r.error) for n, r in answers.items()} == dict.fromkeys(answers, wanted)
+    assert b"old" == s3.get("a").body
+    assert [] == os.listdir(full.data / "media" / ".s3mini" / "tmp")
+
+
+def test_a_full_disk_refuses_before_the_body_is_read(full: Server) -> None:
+    s3 = full.client(bucket="media")
+    sending = s3.sign("PUT", "/media/new", [], {"expect": "100-continue"}, UNSIGNED)
+    connection = http.client.HTTPConnection(full.address, timeout=20)
+    connection.putrequest("PUT", "/media/new", skip_host=True, skip_accept_encoding=True)
+    for name, value in {**sending, "content-length": str(10 * MIB)}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    got = connection.getresponse()  # a 100 would be skipped here, and then nothing would come
+    body = got.read()
+    connection.close()
+
+    assert 507 == got.status
+    assert b"<Code>InsufficientStorage</Code>" in body
+
+
+def test_a_full_disk_still_deletes(full: Server) -> None:
+    s3 = full.client(bucket="media")
+    many = b"<Delete><Object><Key>b</Key></Object><Object><Key>c</Key></Object></Delete>"
+    upload = s3.get(uploads="").element("UploadId")
+
+    assert 204 == s3.delete("a").status
+    assert 200 == delete_all(s3, many).status
+    assert 204 == s3.delete("m", uploadId=upload).status
+    assert [] == s3.get(list_type=2).elements("Key")
+
+
+def test_a_delete_works_over_the_quota_too(serve: Serve) -> None:
+    server = serve(limited(quota="0", keep="7d"))
+    s3 = server.client(bucket="media")
+    s3.put("a", b"x" * QUOTA)
+    s3.put("b", b"x" * QUOTA)
+    server.stop()
+    server.config.write_text(server.config.read_text().replace("quota = 0", "quota = 100K"))
+    server.start()
+    s3 = server.client(bucket="media")
+
+    assert is_over(s3.put("c", b"x"))
+    assert 204 == s3.delete("a").status
+    assert 204 == s3.delete("b").status
+    assert 2 == len(list(kept_files(server.data / "media")))
+
+
+def kept_files(bucket: Path) -> list[Path]:
+    found = (bucket / ".s3mini" / "versions").rglob("*")
+    return [path for path in found if path.suffix == "" and path.is_file()]

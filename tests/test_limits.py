@@ -1,0 +1,503 @@
+"""Limits: what is too much, too slow or too strange is refused, and the next request is served."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Optional
+
+import pytest
+from conftest import INI, Serve, Server
+from signing_client import SIGNED_CHUNKS, UNSIGNED, UNSIGNED_TRAILER, Client, Reply
+
+GIB = 1024**3
+PATIENCE = 20.0  # seconds
+
+
+class Raw:
+    """A connection that sends bytes as they are and reads one answer after the other."""
+
+    def __init__(self, server: Server):
+        self.sock = socket.create_connection((server.host, server.port), timeout=PATIENCE)
+        self.buffer = b""
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def _more(self) -> bool:
+        try:
+            data = self.sock.recv(65536)
+        except ConnectionResetError:
+            data = b""
+        self.buffer += data
+        return bool(data)
+
+    def reply(self, method: str = "GET") -> Optional[Reply]:
+        """The next answer, None at the end of the connection."""
+        while b"\r\n\r\n" not in self.buffer:
+            if not self._more():
+                assert self.buffer == b"", self.buffer
+                return None
+        head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        status = int(first.split()[1])
+        without = method == "HEAD" or status in (100, 204, 304)
+        size = 0 if without else int(headers["content-length"])
+        while len(self.buffer) < size and self._more():
+            pass
+        body, self.buffer = self.buffer[:size], self.buffer[size:]
+        return Reply(status, headers, body)
+
+    def rest(self) -> bytes:
+        """Everything up to the end of the connection."""
+        while self._more():
+            pass
+        return self.buffer
+
+
+def request(
+    client: Client,
+    method: str,
+    key: str,
+    body: bytes = b"",
+    headers: Optional[dict[str, str]] = None,
+    version: str = "1.1",
+    signed: bool = True,
+) -> bytes:
+    """The bytes of a request; the body's length is only told where it is not empty."""
+    path = f"/{client.bucket}/{key}"
+    sending = {"host": client.address}
+    if signed:
+        sending = client.sign(method, path, [], {}, UNSIGNED)
+    if body:
+        sending["content-length"] = str(len(body))
+    sending.update(headers or {})
+    lines = "".join(f"{name}: {value}\r\n" for name, value in sending.items())
+    return f"{method} {path} HTTP/{version}\r\n{lines}\r\n".encode() + body
+
+
+@pytest.fixture
+def raw(server: Server) -> Iterator[Raw]:
+    with Raw(server) as connection:
+        yield connection
+
+
+def must(reply: Optional[Reply]) -> Reply:
+    assert reply is not None, "the connection ended"
+    return reply
+
+
+def until(what: object) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not what():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# -- lengths ---------------------------------------------------------------------------------------
+
+
+def test_a_put_without_a_length_is_411(raw: Raw, s3: Client) -> None:
+    raw.send(request(s3, "PUT", "k"))
+    reply = must(raw.reply())
+
+    assert (411, "MissingContentLength") == (reply.status, reply.error)
+    assert 404 == s3.head("k").status
+
+
+@pytest.mark.parametrize("query", ["", "?partNumber=1&uploadId="])
+def test_over_5_gib_is_refused_before_a_byte_is_read(raw: Raw, s3: Client, query: str) -> None:
+    if query:
+        query += s3.post("k", b"", query="uploads").element("UploadId")
+    path = f"/{s3.bucket}/k"
+    pairs = [(n, v) for n, _, v in (p.partition("=") for p in query[1:].split("&") if p)]
+    signed = s3.sign("PUT", path, pairs, {}, UNSIGNED)
+    signed |= {"content-length": str(5 * GIB + 1), "expect": "100-continue"}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in signed.items())
+    raw.send(f"PUT {path}{query} HTTP/1.1\r\n{lines}\r\n".encode())
+    reply = must(raw.reply())
+
+    assert (400, "EntityTooLarge") == (reply.status, reply.error)
+
+
+def test_the_decoded_length_counts_for_a_body_in_chunks(s3: Client) -> None:
+    headers = {"x-amz-decoded-content-length": str(5 * GIB + 1)}
+    reply = s3.put("k", b"x", headers, payload=SIGNED_CHUNKS)
+
+    assert (400, "EntityTooLarge") == (reply.status, reply.error)
+
+
+def test_a_short_body_is_not_stored(server: Server, s3: Client) -> None:
+    with Raw(server) as raw:
+        raw.send(request(s3, "PUT", "k", b"12345", {"content-length": "10"}))
+        raw.sock.shutdown(socket.SHUT_WR)
+        reply = must(raw.reply())
+
+    assert (400, "IncompleteBody") == (reply.status, reply.error)
+    assert 404 == s3.head("k").status
+    assert [] == os.listdir(server.data / s3.bucket / ".s3mini/tmp")
+
+
+def test_a_client_that_is_gone_leaves_nothing(server: Server, s3: Client) -> None:
+    s3.put("k", b"old")
+    with Raw(server) as raw:
+        raw.send(request(s3, "PUT", "k", b"x" * 300_000, {"content-length": "1000000"}))
+    until(lambda: not os.listdir(server.data / s3.bucket / ".s3mini/tmp"))
+
+    assert b"old" == s3.get("k").body
+
+
+@pytest.mark.parametrize(
+    "length", ["-1", "+5", "0x5", "1_0", "5 5", "", "9" * 30, "5, 6", "\u0665"]
+)
+def test_a_length_is_a_number(raw: Raw, s3: Client, length: str) -> None:
+    raw.send(request(s3, "PUT", "k", b"12345", {"content-length": length}))
+
+    assert 400 == must(raw.reply()).status
+    assert b"" == raw.rest()
+    assert 404 == s3.head("k").status
+
+
+def test_a_body_of_unknown_length_is_stored(s3: Client) -> None:
+    pieces = [b"a" * 100_000, b"b", b"c" * 9000]
+
+    assert 200 == s3.put("k", iter(pieces)).status
+    assert b"".join(pieces) == s3.get("k").body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"5\r\n123456\r\n0\r\n\r\n",
+        b"x\r\n12345\r\n0\r\n\r\n",
+        b"-5\r\n12345\r\n0\r\n\r\n",
+        b"0x5\r\n12345\r\n0\r\n\r\n",
+        b"5\n12345\n0\n\n",
+        b"\r\n",
+        b"f" * 17 + b"\r\n",
+        b"5;" + b"x" * 100_000,
+    ],
+)
+def test_bad_chunks_are_refused(raw: Raw, s3: Client, body: bytes) -> None:
+    head = request(s3, "PUT", "k", b"", {"transfer-encoding": "chunked"})
+    with contextlib.suppress(ConnectionError):
+        raw.send(head + body)
+        raw.sock.shutdown(socket.SHUT_WR)
+
+    assert 400 == must(raw.reply()).status
+    assert b"" == raw.rest()
+    assert 404 == s3.head("k").status
+
+
+def test_a_document_has_2_mib_at_most(s3: Client) -> None:
+    upload = s3.post("k", b"", query="uploads").element("UploadId")
+    body = b"<CompleteMultipartUpload>" + b" " * 2 * 1024**2 + b"</CompleteMultipartUpload>"
+    reply = s3.post("k", body, uploadId=upload)
+
+    assert (400, "MaxMessageLengthExceeded") == (reply.status, reply.error)
+
+
+# -- heads -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["header", "target", "headers"])
+def test_a_head_that_is_too_large_is_refused(raw: Raw, s3: Client, where: str) -> None:
+    long = "x" * 70_000
+    head = {
+        "header": f"GET / HTTP/1.1\r\nHost: a\r\nX: {long}\r\n\r\n",
+        "target": f"GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n",
+        "headers": "GET / HTTP/1.1\r\nHost: a\r\n" + "x-a: 1\r\n" * 10_000 + "\r\n",
+    }[where]
+    with contextlib.suppress(ConnectionError):
+        raw.send(head.encode())
+    reply = must(raw.reply())
+
+    assert (400, "RequestHeaderSectionTooLarge") == (reply.status, reply.error)
+    assert b"" == raw.rest()
+
+
+BAD_HEADS = [
+    b"GET / HTTP/1.1\r\n\r\n",  # no Host
+    b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length : 5\r\n\r\n12345",
+    b"GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n folded\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nX: nul\0\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\rX: bare\r\n\r\n",
+    b"PUT /b/k HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"PUT /b/k HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n123456",
+    b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET / HTTP/1.1 \r\nHost: a\r\n\r\n",
+    b"GET x HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n",  # TLS at a plain port
+    b"GET /\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("data", BAD_HEADS)
+def test_a_bad_head_is_400_and_the_end(raw: Raw, data: bytes) -> None:
+    raw.send(data + b"GET /second HTTP/1.1\r\nHost: a\r\n\r\n")
+    reply = must(raw.reply())
+
+    assert 400 == reply.status
+    assert "close" == reply.headers["connection"]
+    assert b"" == raw.rest()
+
+
+@pytest.mark.parametrize("version", ["2.0", "0.9", "1.9", "3.0"])
+def test_other_versions_of_http_are_refused(raw: Raw, version: str) -> None:
+    raw.send(f"GET / HTTP/{version}\r\nHost: a\r\n\r\n".encode())
+
+    assert 505 == must(raw.reply()).status
+
+
+def test_a_head_may_come_byte_by_byte(raw: Raw, s3: Client) -> None:
+    s3.put("k", b"x")
+    data = request(s3, "GET", "k")
+    for start in range(0, len(data), 7):
+        raw.send(data[start : start + 7])
+
+    assert b"x" == must(raw.reply()).body
+
+
+# -- one request after the other -------------------------------------------------------------------
+
+
+def test_a_connection_is_kept(raw: Raw, s3: Client) -> None:
+    for number in range(3):
+        raw.send(request(s3, "PUT", "k", b"%d" % number))
+        assert 200 == must(raw.reply()).status
+        raw.send(request(s3, "GET", "k"))
+        assert b"%d" % number == must(raw.reply()).body
+
+
+def test_requests_in_a_pipeline_are_answered_in_order(raw: Raw, s3: Client) -> None:
+    requests = [request(s3, "PUT", f"k{n}", b"%d" % n * 1000) for n in range(5)]
+    requests += [request(s3, "GET", f"k{n}") for n in range(5)]
+    requests += [request(s3, "HEAD", "k0"), request(s3, "HEAD", "none"), request(s3, "GET", "k1")]
+    raw.send(b"".join(requests))
+    puts = [must(raw.reply()).status for _ in range(5)]
+    gets = [must(raw.reply()).body for _ in range(5)]
+    heads = [must(raw.reply("HEAD")) for _ in range(2)]
+
+    assert [200] * 5 == puts
+    assert [b"%d" % n * 1000 for n in range(5)] == gets
+    assert [(200, "1000"), (404, "application/xml")] == [
+        (heads[0].status, heads[0].headers["content-length"]),
+        (heads[1].status, heads[1].headers["content-type"]),
+    ]
+    assert b"1" * 1000 == must(raw.reply()).body
+
+
+@pytest.mark.parametrize("size", [10, 50_000, 3_000_000])
+@pytest.mark.parametrize(
+    "what", ["unsigned", "not there", "not done", "wrong length", "get", "head"]
+)
+def test_an_unread_body_is_never_the_next_request(
+    server: Server, s3: Client, size: int, what: str
+) -> None:
+    evil = b"DELETE /%s/k HTTP/1.1\r\nHost: a\r\n\r\n" % s3.bucket.encode()
+    body = (evil * (size // len(evil) + 1))[:size]
+    s3.put("k", b"old")
+    first = {
+        "unsigned": request(s3, "PUT", "k", body, signed=False),
+        "not there": request(s3, "PATCH", "k", body),
+        "not done": request(s3, "PUT", "k", body, {"x-amz-acl": "nonsense"}),
+        "wrong length": request(s3, "PUT", "k", body, {"content-md5": "x"}),
+        "get": request(s3, "GET", "k", body),
+        "head": request(s3, "HEAD", "k", body),
+    }[what]
+    with Raw(server) as raw:
+        with contextlib.suppress(ConnectionError):
+            raw.send(first)
+            raw.send(request(s3, "GET", "k"))
+        reply = must(raw.reply("HEAD" if what == "head" else "PUT"))
+        rest = raw.reply()
+
+    assert reply.status in ((200,) if what in ("get", "head") else (400, 403, 405, 501))
+    assert rest is None or (rest.status, rest.body) == (200, b"old")
+    assert "close" == reply.headers.get("connection") or rest is not None
+    assert b"old" == s3.get("k").body
+
+
+def test_the_answer_to_an_unread_body_arrives(server: Server, s3: Client) -> None:
+    reply = s3.anonymous().put("k", b"x" * 10_000_000)
+
+    assert (403, "AccessDenied") == (reply.status, reply.error)
+
+
+# -- HTTP/1.0, HEAD, Expect ------------------------------------------------------------------------
+
+
+def test_http_1_0_ends_with_the_answer(server: Server) -> None:
+    server.client("public-key", bucket="public").put("k", b"hello")
+    with Raw(server) as raw:
+        raw.send(b"GET /public/k HTTP/1.0\r\n\r\n")
+        answer = raw.rest()
+
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"\r\n\r\nhello")
+
+
+def test_http_1_0_may_keep_the_connection(raw: Raw, server: Server) -> None:
+    server.client("public-key", bucket="public").put("k", b"hello")
+    for _ in range(2):
+        raw.send(b"GET /public/k HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        reply = must(raw.reply())
+        assert (b"hello", "keep-alive") == (reply.body, reply.headers["connection"])
+
+
+@pytest.mark.parametrize("value", ["close", "Close", "keep-alive, close", "close, x"])
+def test_connection_close_is_obeyed(raw: Raw, s3: Client, value: str) -> None:
+    raw.send(request(s3, "GET", "k", headers={"connection": value}))
+
+    assert 404 == must(raw.reply()).status
+    assert b"" == raw.rest()
+
+
+def test_an_absolute_target_is_understood(raw: Raw, server: Server) -> None:
+    server.client("public-key", bucket="public").put("k", b"hello")
+    raw.send(
+        f"GET http://{server.address}/public/k HTTP/1.1\r\nHost: {server.address}\r\n\r\n".encode()
+    )
+
+    assert b"hello" == must(raw.reply()).body
+
+
+def test_a_head_of_everything_has_no_body(raw: Raw, s3: Client) -> None:
+    s3.put("k", b"hello")
+    for key in ("k", "missing", "k?acl", "k?uploadId=x"):
+        raw.send(request(s3, "HEAD", key))
+        must(raw.reply("HEAD"))
+    raw.send(request(s3, "GET", "k"))
+
+    assert b"hello" == must(raw.reply()).body
+
+
+def test_100_continue_comes_once_the_head_is_authorised(raw: Raw, s3: Client) -> None:
+    raw.send(request(s3, "PUT", "k", b"", {"content-length": "5", "expect": "100-continue"}))
+    first = must(raw.reply())
+    raw.send(b"hello")
+    second = must(raw.reply())
+
+    assert ([100, 200], b"hello") == ([first.status, second.status], s3.get("k").body)
+
+
+@pytest.mark.parametrize("what", ["unsigned", "condition", "acl", "bucket"])
+def test_nobody_is_invited_to_send_what_will_be_refused(
+    raw: Raw, server: Server, s3: Client, what: str
+) -> None:
+    expect = {"content-length": "5", "expect": "100-continue"}
+    data = {
+        "unsigned": request(s3, "PUT", "k", b"", expect, signed=False),
+        "condition": request(s3, "PUT", "k", b"", {**expect, "content-md5": "nonsense"}),
+        "acl": request(s3, "PUT", "k", b"", {**expect, "x-amz-grant-read": "x"}),
+        "bucket": request(server.client("media-key", bucket=s3.bucket), "PUT", "k", b"", expect),
+    }[what]
+    raw.send(data)
+    reply = must(raw.reply())
+
+    assert 400 <= reply.status < 600
+    assert b"" == raw.rest()
+
+
+# -- how many, how much ----------------------------------------------------------------------------
+
+
+def test_connections_are_bounded(serve: Serve) -> None:
+    server = serve(INI, workers=1, max_connections=2)
+    client = server.client(bucket="media")
+    head = {"content-length": "5", "expect": "100-continue"}
+    with Raw(server) as one, Raw(server) as two:
+        for number, raw in enumerate((one, two)):
+            raw.send(request(client, "PUT", f"k{number}", b"", head))
+            assert 100 == must(raw.reply()).status
+        with Raw(server) as three:
+            refused = must(three.reply())
+            assert (503, "1") == (refused.status, refused.headers["retry-after"])
+        for raw in (one, two):
+            raw.send(b"hello")
+            assert 200 == must(raw.reply()).status
+
+        until(lambda: client.get("k0").status == 200)  # an idle connection makes room
+
+
+def test_free_space_is_kept(serve: Serve) -> None:
+    server = serve(INI)
+    client = server.client(bucket="media")
+    client.put("k", b"old")
+    server.stop()
+    server.config.write_text(server.ini.replace("[SERVER]\n", "[SERVER]\nmin_free = 900000G\n"))
+    server.start()
+    client = server.client(bucket="media")
+    put = client.put("k", b"new")
+    upload = client.post("k", b"", query="uploads").element("UploadId")
+    part = client.put("k", b"x", query={"partNumber": "1", "uploadId": upload})
+
+    assert [(507, "InsufficientStorage")] * 2 == [(r.status, r.error) for r in (put, part)]
+    assert b"old" == client.get("k").body
+    assert 204 == client.delete("k").status
+
+
+def resident(pid: int) -> tuple[int, int]:
+    """Resident memory now and at most, in bytes."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    now, most = (re.findall(rf"{name}:\s+([0-9]+) kB", text)[0] for name in ("VmRSS", "VmHWM"))
+    return int(now) * 1024, int(most) * 1024
+
+
+@pytest.mark.parametrize("mode", [UNSIGNED, UNSIGNED_TRAILER])
+def test_300_mb_move_memory_by_a_few_mib_only(serve: Serve, mode: str) -> None:
+    server = serve(INI, workers=1)
+    client = server.client(bucket="media")
+    client.put("warm", b"x" * 5_000_000)
+    client.get("warm")
+    piece, count = b"0123456789abcdef" * 62_500, 300
+    size = len(piece) * count
+    before = resident(server.process.pid)[1]
+    sending = {"content-length": str(size)}
+    body: Iterator[bytes] = iter([piece] * count)
+    if mode == UNSIGNED_TRAILER:
+        framed = b"%x\r\n%b\r\n" % (len(piece), piece)
+        end = b"0\r\nx-amz-checksum-crc32:AAAAAA==\r\n\r\n"
+        body = iter([framed] * count + [end])
+        sending = {
+            "content-length": str(len(framed) * count + len(end)),
+            "content-encoding": "aws-chunked",
+        }
+        sending |= {
+            "x-amz-decoded-content-length": str(size),
+            "x-amz-trailer": "x-amz-checksum-crc32",
+        }
+    signed = client.sign("PUT", "/media/big", [], sending, mode)
+    put = client.send("PUT", "/media/big", signed, body)
+    assert ("BadDigest" if mode == UNSIGNED_TRAILER else "") == put.error
+    if mode == UNSIGNED:
+        assert size == read_slowly(client, "big")
+
+    assert resident(server.process.pid)[1] - before < 8 * 1024**2
+
+
+def read_slowly(client: Client, key: str) -> int:
+    """How many bytes a GET gives."""
+    path = f"/{client.bucket}/{key}"
+    connection = http.client.HTTPConnection(client.address, timeout=PATIENCE)
+    connection.request("GET", path, headers=client.sign("GET", path, [], {}, UNSIGNED))
+    with connection.getresponse() as reply:
+        total = sum(len(data) for data in iter(lambda: reply.read(1_000_000), b""))
+    connection.close()
+    return total
