@@ -501,20 +501,14 @@ class IniReader:
                 why.lineno, "an option before any section; begin with [SERVER] or a [bucket]"
             )
         except configparser.ParsingError as why:  # the line is not shown: it may hold a secret
-            self.fail_at(
-                why.errors[0][0], "neither [section] nor option = value; write one of them"
-            )
+            self.fail_at(why.errors[0][0], self.without_value(why.errors[0][0]))
         tables = {name: dict(parser.items(name)) for name in parser.sections()}
         server = self.values("SERVER", "server", tables.pop("SERVER", {}))
         defaults = tables.pop("DEFAULT", {})
         self.values("DEFAULT", "bucket", defaults)
         if "path" in defaults:
-            self.fail(
-                "DEFAULT",
-                "path",
-                "path in [DEFAULT]: a folder belongs to one bucket; move it "
-                "into that bucket's section",
-            )
+            self.fail("DEFAULT", "path", "path in [DEFAULT]: a bucket needs a folder of its own; "
+                      "move it into a bucket's section")
         sections = tuple(
             self.section(name, {**defaults, **table}, table) for name, table in tables.items()
         )
@@ -593,6 +587,13 @@ class IniReader:
             first = next(x for x in sections if x.pattern == s.pattern)
             if not s.access_key and (s is not first or not s.public):
                 self.fail(s.name, "", f"[{s.name}] has no access_key: nobody could use it; add one")
+
+    def without_value(self, line: int) -> str:
+        """What is wrong with a line that is no option = value; shown only if it is no secret."""
+        word = self.text.splitlines()[line - 1].split()[0]
+        if word.lower() in {option.name for option in OPTIONS}:
+            return f"{word} has no value; write {word} = and the value"
+        return "neither [section] nor option = value; write one of them"
 
     def absolute(self, path: str) -> str:
         return os.path.abspath(os.path.join(self.folder, os.path.expanduser(path)))
