@@ -7200,7 +7200,7 @@ def run(config: Config, greeting: str = "") -> int:
     sys.stdout.write(greeting.replace("{url}", url_of(listeners[0], tls)))
     sys.stdout.flush()
     notify_systemd(f"READY=1\nSTATUS=serving {', '.join(config.listen)}")
-    count = config.workers or len(os.sched_getaffinity(0)) if HAS_FLOCK else 1
+    count = worker_count(config)
     if count > 1:
         Master(config, listeners).run(count)
     else:
@@ -7208,6 +7208,15 @@ def run(config: Config, greeting: str = "") -> int:
         run_servers(config, listeners)
     notify_systemd("STOPPING=1")
     return 0
+
+
+def worker_count(config: Config) -> int:
+    """Processes that serve; one where there is no fork and flock, as on Windows."""
+    if not HAS_FLOCK or not hasattr(os, "fork"):
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return config.workers or len(os.sched_getaffinity(0))
+    return config.workers or os.cpu_count() or 1
 
 
 def tidy_for_ever(config: Config) -> None:
