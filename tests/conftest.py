@@ -85,7 +85,8 @@ class Server:
 
     def _wait_until_it_listens(self) -> str:
         lines: queue.Queue[Optional[str]] = queue.Queue()
-        threading.Thread(target=self._read_output, args=(lines,), daemon=True).start()
+        self._reader = threading.Thread(target=self._read_output, args=(lines,), daemon=True)
+        self._reader.start()
         try:
             while True:
                 line = lines.get(timeout=START_TIME)
@@ -119,7 +120,9 @@ class Server:
         """End it as systemd does; gives the exit code, 0 if all is well."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(STOP_TIME)
+            code = self.process.wait(STOP_TIME)
+            self._reader.join(STOP_TIME)  # it closes the pipe
+            return code
         except subprocess.TimeoutExpired:
             self.kill()
             pytest.fail(f"s3mini still runs {STOP_TIME} s after SIGTERM:\n{self.log}")
@@ -128,6 +131,7 @@ class Server:
         """End it as a power cut does."""
         self.process.kill()
         self.process.wait()
+        self._reader.join(STOP_TIME)
 
     def close(self) -> None:
         """What must be true of every server at the end of a test that did not stop it itself."""
