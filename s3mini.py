@@ -115,6 +115,7 @@ PATIENCE_SECONDS = (
     5  # a slow answer starts with white space after this        [ours; AWS: Complete]
 )
 TIDY_SECONDS = 3600  # between looks for uploads that nobody finished              [ours]
+TRIM_SECONDS = 2  # after the start, behind the first answers                   [ours]
 BACKLOG = 1024  # connections the kernel may hold for us                       [ours]
 
 FREE_SECONDS = 0.5  # a reading of the disk's free space is good for this      [ours]
@@ -3183,8 +3184,10 @@ class Store:
         """The bucket's own folders, also where a restore dropped the empty ones."""
         for path in (self.root, *(os.path.join(self.room, n) for n in ("tmp", "uploads", "locks"))):
             os.makedirs(path, 0o750, exist_ok=True)
-        for number in range(LOCKS if HAS_FLOCK else 0):  # now: a full disk may have no inode later
-            path = os.path.join(self.room, "locks", f"{number:02x}")
+        locks = os.path.join(self.room, "locks")
+        missing = {f"{n:02x}" for n in range(LOCKS if HAS_FLOCK else 0)} - set(os.listdir(locks))
+        for name in missing:  # now: a full disk may have no inode for them later
+            path = os.path.join(locks, name)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o640))
 
     def about(self) -> Optional[dict[str, Any]]:
@@ -6444,19 +6447,19 @@ class Stream:
 
     def __init__(self, sock: socket.socket):
         self.sock, self._buffer, self._is_tls = sock, b"", hasattr(sock, "pending")
+        if not self._is_tls and hasattr(socket, "SO_SNDTIMEO") and os.name != "nt":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(BODY_SECONDS))
         self.continue_due = False  # 100 Continue is sent on the first read of a body
 
     def timeout(self, seconds: float) -> None:
-        """How long the next reads and writes may wait.
+        """How long the next reads may wait; a write always has BODY_SECONDS.
 
         The kernel's own timeout: Python's would add a poll() to each recv and send [measured].
         """
         if self._is_tls or os.name == "nt":
             self.sock.settimeout(seconds)
             return
-        value = struct_timeval(max(seconds, 0.001))
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(max(seconds, 0.001)))
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes, b"" at the end. Raises RequestTimeout, Disconnected."""
@@ -6523,7 +6526,9 @@ class Stream:
             buffer = (buffer + data).lstrip(b"\r\n") if not buffer else buffer + data
 
 
-def struct_timeval(seconds: float) -> bytes:
+@functools.lru_cache(64)
+def timeval(seconds: float) -> bytes:
+    """A C struct timeval."""
     import struct
 
     return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
@@ -6669,7 +6674,6 @@ class Connection:
             if len(data) < span.length:
                 raise Disconnected("the file became shorter")
             return len(data)
-        self.stream.timeout(BODY_SECONDS)
         self.stream.send(head)
         sent = 0
         while sent < span.length:
@@ -6677,7 +6681,6 @@ class Connection:
             if not done:
                 raise Disconnected("the file became shorter")
             sent += done
-        self.stream.timeout(IDLE_SECONDS)
         return sent
 
     def send_span(self, fd: int, offset: int, size: int) -> int:
@@ -6993,7 +6996,9 @@ def run_servers(
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     servers[0].life = life
-    threading.Thread(target=trim_memory, daemon=True).start()  # behind the first answers
+    trimmer = threading.Timer(TRIM_SECONDS, trim_memory)
+    trimmer.daemon = True
+    trimmer.start()
     threads = [threading.Thread(target=server.run) for server in servers[1:]]
     for thread in threads:
         thread.start()

@@ -74,6 +74,7 @@ class Chromium:
         finally:
             self.process.terminate()
             self.process.wait(10)
+            self._reader.join(10)
 
     def open(self, url: str) -> None:
         self._call("POST", "/url", {"url": url})
@@ -90,13 +91,19 @@ class Chromium:
             raise AssertionError("in the page: " + got["error"])
         return got.get("value")
 
+    def _read_on(self) -> None:
+        """Read what the driver says: a full pipe would stop it some day."""
+        assert self.process.stdout
+        with self.process.stdout as output:
+            output.read()
+
     def _told_port(self) -> int:
         """The port that the driver says it has chosen."""
         assert self.process.stdout
         for line in self.process.stdout:
             if "on port " in line and "started successfully" in line:
-                rest = self.process.stdout  # read on, or a full pipe stops the driver some day
-                threading.Thread(target=rest.read, daemon=True).start()
+                self._reader = threading.Thread(target=self._read_on, daemon=True)
+                self._reader.start()
                 return int(line.rpartition("on port ")[2].strip(" .\n"))
         raise AssertionError("chromedriver ended: " + self._log.read_text())
 
