@@ -7,6 +7,7 @@ import http.client
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Optional
 import pytest
 from conftest import INI, Serve, Server
 from signing_client import SIGNED_CHUNKS, UNSIGNED, UNSIGNED_TRAILER, Client, Reply
+
+import s3mini
 
 GIB = 1024**3
 PATIENCE = 20.0  # seconds
@@ -501,3 +504,29 @@ def read_slowly(client: Client, key: str) -> int:
         total = sum(len(data) for data in iter(lambda: reply.read(1_000_000), b""))
     connection.close()
     return total
+
+
+def test_a_head_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time, the whole head does not."""
+    monkeypatch.setattr(s3mini, "HEAD_SECONDS", 0.3)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        stream, ended = s3mini.Stream(ours), threading.Event()
+
+        def trickle() -> None:
+            for _ in range(200):
+                if ended.wait(0.02):
+                    return
+                theirs.sendall(b"G")
+            theirs.shutdown(socket.SHUT_WR)
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        try:
+            with pytest.raises(s3mini.S3Error) as refused:
+                stream.read_head()
+        finally:
+            ended.set()
+            thread.join()
+
+    assert refused.value.code == "RequestTimeout"
