@@ -6464,12 +6464,15 @@ class Stream:
     def read(self, size: int) -> bytes:
         """At most `size` bytes, b"" at the end. Raises RequestTimeout, Disconnected."""
         if self.continue_due:
-            self.continue_due = False
-            self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.send_continue()
         if self._buffer:
             data, self._buffer = self._buffer[:size], self._buffer[size:]
             return data
         return self._receive(size)
+
+    def send_continue(self) -> None:
+        self.continue_due = False
+        self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def read_all(self, size: int) -> bytes:
         """As read, but fewer bytes only where no more came in time: fewer and larger pieces."""
@@ -6616,6 +6619,10 @@ class Connection:
         keep = head.keeps_alive and not self.server.stopping
         if source and keep:
             keep = self.drain(source, SMALL)
+        if keep and self.stream.continue_due:
+            # No body was to come. HTTP lets us leave the 100 out, but botocore then takes the next
+            # answer on this connection for its own, and waits a minute   [botocore 1.34 to 1.43]
+            self.stream.send_continue()
         sent = 0
         try:
             sent = self.send(head, answer.response, keep)

@@ -79,6 +79,12 @@ class Chromium:
     def open(self, url: str) -> None:
         self._call("POST", "/url", {"url": url})
 
+    def limit_upload(self, rate: int) -> None:
+        """Let pages send no more than `rate` bytes a second from now on. [chromedriver]"""
+        limits = {"offline": False, "latency": 0, "upload_throughput": rate}
+        limits["download_throughput"] = -1  # without a limit
+        self._call("POST", "/chromium/network_conditions", {"network_conditions": limits})
+
     def run(self, script: str, *arguments: Any) -> Any:
         """Run JavaScript in the page, as the body of an async function; gives what it returns."""
         body = f"""

@@ -20,7 +20,8 @@ access_key = web-key
 secret_key = web-secret-0123456789abcdef
 cors = *
 """
-SIZE = 20 * 1024**2  # bytes; enough for a browser to report progress more than once
+SIZE = 20 * 1024**2  # bytes of a file, and at this rate, bytes a second, it takes long enough
+RATE = 40 * 1024**2  # for several progress events: Chromium sends one in 50 ms
 
 # In the page: send a Blob of `size` bytes by XHR as people do, counting the progress events.
 # The content is 0, 1, 2 ... 250, 0, 1, ... so that a shifted byte shows.
@@ -61,6 +62,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
         threading.Thread(target=website.serve_forever, daemon=True).start()
         with Chromium(tmp_path_factory.mktemp("chromium")) as browser:
             browser.open(f"http://127.0.0.1:{website.server_port}/")
+            browser.limit_upload(RATE)
             yield browser
         website.shutdown()
 

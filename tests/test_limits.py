@@ -400,6 +400,21 @@ def test_100_continue_comes_once_the_head_is_authorised(raw: Raw, s3: Client) ->
     assert ([100, 200], b"hello") == ([first.status, second.status], s3.get("k").body)
 
 
+@pytest.mark.parametrize("length", ["0", None])
+def test_100_continue_comes_before_the_answer_where_no_body_does(
+    raw: Raw, s3: Client, length: Optional[str]
+) -> None:
+    """[botocore up to 1.43] misreads the next answer on the connection otherwise."""
+    expect = {"expect": "100-continue"}
+    put = request(s3, "PUT", "k", b"", {**expect, "content-length": length or "0"})
+    get = request(s3, "GET", "missing", b"", expect)
+    raw.send(put if length else get)
+    statuses = [must(raw.reply()).status for _ in range(2)]
+    raw.send(request(s3, "GET", "missing"))
+
+    assert ([100, 200 if length else 404], 404) == (statuses, must(raw.reply()).status)
+
+
 @pytest.mark.parametrize("what", ["unsigned", "condition", "acl", "bucket"])
 def test_nobody_is_invited_to_send_what_will_be_refused(
     raw: Raw, server: Server, s3: Client, what: str
