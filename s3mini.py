@@ -2466,17 +2466,18 @@ def parse_entry(value: object) -> Entry:
     """Unknown names are a later version's and are left out. Raises ValueError."""
     if not isinstance(value, dict) or not {"size", "etag", "md5", "modified"} <= value.keys():
         raise ValueError("not an entry")
-    known = {n: v for n, v in value.items() if n in ENTRY_TYPES}
-    if any(type(v) is not ENTRY_TYPES[n] for n, v in known.items()):
-        raise ValueError("a value of another type")
-    texts = [t for v in known.values() if isinstance(v, (dict, list)) for t in values_of(v)]
-    if not all(isinstance(t, str) for t in texts):
-        raise ValueError("a value inside of another type")
+    known = {}
+    for name, found in value.items():
+        kind = ENTRY_TYPES.get(name)
+        if kind is None:
+            continue
+        if type(found) is not kind:
+            raise ValueError("a value of another type")
+        inside = found.values() if kind is dict else found if kind is list else ()
+        if inside and not all(type(text) is str for text in inside):
+            raise ValueError("a value inside of another type")
+        known[name] = found
     return Entry(**known)
-
-
-def values_of(box: Union[dict[str, Any], list[Any]]) -> list[Any]:
-    return list(box.values()) if isinstance(box, dict) else box
 
 
 def parse_sidecar(data: bytes) -> Sidecar:
@@ -2492,12 +2493,21 @@ def parse_sidecar(data: bytes) -> Sidecar:
         raise ValueError(f"not a sidecar: {why}") from None
 
 
+# Lines, but no indent: with one json leaves its C encoder, and takes 130 us where this takes 15.
+render_json = json.JSONEncoder(ensure_ascii=False, separators=(",\n  ", ": ")).encode
+
+
 def render_sidecar(sidecar: Sidecar) -> bytes:
-    previous = vars(sidecar.previous) if sidecar.previous else None
-    value = {"v": 1, "key": sidecar.key, "current": vars(sidecar.current), "previous": previous}
-    return (
-        json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
-    )
+    current = render_json(vars(sidecar.current))
+    previous = render_json(sidecar.previous and vars(sidecar.previous))
+    text = (f'{{\n "v": 1,\n "key": {render_json(sidecar.key)},\n "current": {current},\n'
+            f' "previous": {previous}\n}}\n')
+    return text.encode("utf-8", "surrogateescape")
+
+
+def render_note(value: Mapping[str, object]) -> bytes:
+    """What else is kept as JSON: bucket.json, upload.json, what is known of a version."""
+    return (render_json(value) + "\n").encode("utf-8", "surrogateescape")
 
 
 O_BINARY = getattr(os, "O_BINARY", 0)
@@ -2571,12 +2581,22 @@ class Disk:
 
     def __init__(self, durable: bool = True):
         self.durable = durable
+        self._run, self._spares = secrets.token_hex(8), itertools.count(1)
+
+    def spare_name(self) -> str:
+        """A name that no other process or thread is given: one random number for all of ours."""
+        return f"{self._run}-{next(self._spares):x}"
 
     def create(self, path: str) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_BINARY
         return os.open(path, flags, 0o640)
 
     def write(self, fd: int, data: bytes) -> None:
+        if not self.durable and len(data) < SMALL and hasattr(os, "posix_fallocate"):
+            # ext4 writes a file out when it is renamed over another, unless it has its blocks by
+            # then: a PUT of 1 KiB takes 340 us instead of 390, and the disk is left alone.
+            with contextlib.suppress(OSError):
+                os.posix_fallocate(fd, 0, len(data))
         done = os.write(fd, data)
         while done < len(data):
             done += os.write(fd, memoryview(data)[done:])
@@ -2647,8 +2667,9 @@ class Staged:
 
     def __init__(self, disk: Disk, folder: str, locked: bool = True):
         self.disk = disk
+        self.info: Optional[os.stat_result] = None  # once it is sealed
         while True:
-            self.path = os.path.join(folder, secrets.token_hex(12))
+            self.path = f"{folder}/{disk.spare_name()}"
             self.fd = disk.create(self.path)
             if not locked or not HAS_FLOCK:
                 break
@@ -2666,7 +2687,7 @@ class Staged:
         """The file stamped and on disk; the entry with what the disk made of the stamp."""
         self.disk.stamp(self.fd, self.path, mtime_ns)
         self.disk.sync(self.fd)
-        info = os.fstat(self.fd)
+        self.info = info = os.fstat(self.fd)
         return replace(entry, size=info.st_size, mtime_ns=info.st_mtime_ns, ino=info.st_ino)
 
     def outlast(self, entry: Entry, old: Optional[Entry]) -> Entry:
@@ -3160,6 +3181,8 @@ class Store:
         self.root, self.disk = root, disk
         self.min_free, self.quota, self.keep = min_free, quota, keep
         self.room = os.path.join(root, ROOM)
+        self.temp, self._lock_files = f"{self.room}/tmp", f"{self.room}/locks"
+        self._about_file = f"{self.room}/bucket.json"
         self._entries: dict[str, Known] = {}
         self._names = NamesCache()
         self._free, self._free_until = 0, 0.0  # bytes above min_free, and how long that counts
@@ -3184,20 +3207,18 @@ class Store:
         """The bucket's own folders, also where a restore dropped the empty ones."""
         for path in (self.root, *(os.path.join(self.room, n) for n in ("tmp", "uploads", "locks"))):
             os.makedirs(path, 0o750, exist_ok=True)
-        locks = os.path.join(self.room, "locks")
-        missing = {f"{n:02x}" for n in range(LOCKS if HAS_FLOCK else 0)} - set(os.listdir(locks))
-        for name in missing:  # now: a full disk may have no inode for them later
-            path = os.path.join(locks, name)
+        names = {f"{n:02x}" for n in range(LOCKS if HAS_FLOCK else 0)}
+        for name in names - set(os.listdir(self._lock_files)):
+            path = f"{self._lock_files}/{name}"  # now: a full disk may have no inode for it later
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o640))
 
     def about(self) -> Optional[dict[str, Any]]:
         """bucket.json: created, owner, cors, tags; None when there is no such bucket."""
-        path = os.path.join(self.room, "bucket.json")
         try:
-            info = os.stat(path)
+            info = os.stat(self._about_file)
             generation = (info.st_ino, info.st_size, info.st_mtime_ns)
             if self._about[0] != generation:
-                with open(path, "rb") as file:
+                with open(self._about_file, "rb") as file:
                     value = json.loads(file.read(MAX_DOCUMENT))
                 self._about = (generation, value if isinstance(value, dict) else {})
         except (FileNotFoundError, NotADirectoryError):
@@ -3206,7 +3227,7 @@ class Store:
 
     def write_about(self, about: Mapping[str, object]) -> None:
         with Folder.open(self.room) as room:
-            self._write_file(room, "bucket.json", json.dumps(about, indent=1).encode() + b"\n")
+            self._write_file(room, "bucket.json", render_note(about))
 
     def change_about(self, **changes: object) -> None:
         """Change bucket.json; None takes a name out. Raises NoSuchBucket."""
@@ -3255,7 +3276,7 @@ class Store:
                     self.abort_upload(upload)
 
     def _clean_temp(self, age: float) -> None:
-        with Folder.open(os.path.join(self.room, "tmp")) as folder:
+        with Folder.open(self.temp) as folder:
             for name in [n for n in os.listdir(folder.path) if self._is_old(folder, n, age)]:
                 with unlocked(folder, name) as is_dead:
                     if is_dead:
@@ -3421,7 +3442,9 @@ class Store:
     def _known(self, place: Place, info: os.stat_result, key: str) -> Optional[Entry]:
         """The entry that describes this data file, or None. Raises NoSuchKey on folding disks."""
         known = self._entries.get(key)
-        if known and known.fits(info) and (known.is_reachable or place.fd < 0):
+        if known and known.fits(info):
+            if place.fd >= 0 and not known.is_reachable:
+                self._remember(key, Known.of(place, info, known.entry))
             return known.entry
         sidecar = self.read_sidecar(place)
         entry = sidecar.fitting(info) if sidecar else None
@@ -3523,7 +3546,7 @@ class Store:
 
     def _check_here(self) -> None:
         """Raises NoSuchBucket when it was deleted while we waited for a lock."""
-        if not os.path.exists(os.path.join(self.room, "bucket.json")):
+        if not os.path.exists(self._about_file):
             raise S3Error("NoSuchBucket")
 
     @contextlib.contextmanager
@@ -3532,7 +3555,7 @@ class Store:
             with self._thread_locks[number]:
                 yield
             return
-        with locked_file(os.path.join(self.room, "locks", f"{number:02x}")):
+        with locked_file(f"{self._lock_files}/{number:02x}"):
             yield
 
     def _make_folder(self, names: list[str]) -> Folder:
@@ -3612,7 +3635,7 @@ class Store:
     # -- writing ---------------------------------------------------------------------------------
 
     def stage(self) -> Staged:
-        return Staged(self.disk, os.path.join(self.room, "tmp"))
+        return Staged(self.disk, self.temp)
 
     def put(self, key: str, body: Body, describe: Callable[[], Entry], check: Check) -> Entry:
         """Store a body whole or not at all; when it returns it is on disk.
@@ -3675,9 +3698,7 @@ class Store:
         with Folder.open(self.room) as room, self._open_or_add(room, "versions") as versions:
             with self._open_or_add(versions, day) as folder:
                 about = {"v": 1, "key": key, "entry": vars(old)}
-                self._write_file(
-                    folder, name + ".json", json.dumps(about, indent=1).encode() + b"\n"
-                )
+                self._write_file(folder, name + ".json", render_note(about))
                 self.disk.link(place.folder, place.name, os.path.join(folder.path, name))
                 self.disk.sync_folder(folder)
 
@@ -3766,6 +3787,8 @@ class Store:
             self._drop(place.folder, place.sidecar)
             raise
         self.disk.sync_folder(place.folder)
+        if staged.info:
+            self._remember(sidecar.key, Known.of(place, staged.info, sidecar.current))
         return sidecar.current
 
     def _look(self, folder: Folder, name: str, key: str) -> tuple[Place, Optional[Entry]]:
@@ -3773,6 +3796,11 @@ class Store:
 
         Raises InvalidRequest where a folding disk would overwrite another key's object.
         """
+        known = self._entries.get(key)
+        if known:  # fast path: 60 us less of a PUT that replaces what this process knows
+            with contextlib.suppress(FileNotFoundError):
+                if known.fits(folder.stat(name)):
+                    return Place(folder, name, -1), known.entry
         for candidate in (name, name + "%"):
             place = open_regular(folder, candidate, own=False)
             if place:
@@ -3795,7 +3823,7 @@ class Store:
 
     def _write_file(self, folder: Folder, name: str, data: bytes) -> None:
         """A small file, whole or not at all: written aside, synced, renamed, the folder synced."""
-        with Staged(self.disk, os.path.join(self.room, "tmp"), locked=False) as staged:
+        with Staged(self.disk, self.temp, locked=False) as staged:
             self.disk.write(staged.fd, data)
             self.disk.sync(staged.fd)
             staged.rename(folder, name)
@@ -3886,7 +3914,7 @@ class Store:
     def _link_to(self, origin: Place, place: Place, sidecar: Sidecar) -> None:
         """Give a data file a second name, in the place of what is there."""
         self._write_sidecar(place, sidecar)
-        spare = os.path.join(self.room, "tmp", secrets.token_hex(12))
+        spare = f"{self.temp}/{self.disk.spare_name()}"
         self.disk.link(origin.folder, origin.name, spare)
         try:
             self.disk.rename(spare, place.folder, place.name)
@@ -4093,9 +4121,7 @@ class Store:
         with Folder.open(os.path.join(self.room, "uploads")) as uploads:
             with self._add_folder(uploads, upload.id) as folder:
                 value = {**vars(upload), "v": 1, "entry": vars(upload.entry)}
-                self._write_file(
-                    folder, "upload.json", json.dumps(value, indent=1).encode() + b"\n"
-                )
+                self._write_file(folder, "upload.json", render_note(value))
 
     def upload(self, upload_id: str, key: str) -> Upload:
         """Raises NoSuchUpload, also when the upload is for another key."""

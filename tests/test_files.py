@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 from conftest import Serve, Server
+from powercut import body_of, entry_of, put
 from signing_client import Client
+
+import s3mini
 
 OUTSIDE = b"a secret outside of the bucket"
 
@@ -55,6 +58,30 @@ def listed(s3: Client) -> list[str]:
 def left(folder: Path) -> list[str]:
     """What lies in a bucket's folder besides its own room."""
     return sorted(name for name in os.listdir(folder) if name != ".s3mini")
+
+
+def replaced(store: s3mini.Store, key: str) -> str:
+    """The ETag of what a PUT finds in its place."""
+    found: list[Any] = []
+    data = b"the last one"
+    store.put(key, body_of(data), lambda: entry_of(data, "last"), found.append)
+    return str(found[0].etag)
+
+
+@pytest.mark.parametrize("how", ["another process", "hand", "nobody"])
+def test_a_write_sees_what_is_there_not_what_it_remembers(tmp_path: Path, how: str) -> None:
+    """What a process wrote it knows without the sidecar: until it is not there any more."""
+    store, other = (s3mini.Store(str(tmp_path), s3mini.Disk(durable=False)) for _ in range(2))
+    store.create()
+    put(store, "k", b"first", "first")
+    data = b"first" if how == "nobody" else b"other"
+    if how == "another process":
+        put(other, "k", data, "other")
+    elif how == "hand":
+        by_hand(tmp_path / "k", data)
+
+    assert md5(data) == replaced(store, "k")
+    assert md5(b"the last one") == replaced(other, "k")
 
 
 # -- objects are files -----------------------------------------------------------------------------
