@@ -7,14 +7,17 @@ import http.client
 import os
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Optional
 
 import pytest
 from conftest import INI, Serve, Server
+from nginx import make_certificate
 from signing_client import SIGNED_CHUNKS, UNSIGNED, UNSIGNED_TRAILER, Client, Reply
 
 import s3mini
@@ -545,3 +548,110 @@ def test_a_head_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
             thread.join()
 
     assert refused.value.code == "RequestTimeout"
+
+
+def trickling(monkeypatch: pytest.MonkeyPatch, rate: int) -> s3mini.S3Error:
+    """What becomes of a body of which a byte comes each hundredth of a second."""
+    monkeypatch.setattr(s3mini, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(s3mini, "MIN_RATE", rate)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        stream, ended = s3mini.Stream(ours), threading.Event()
+        stream.pace = s3mini.Pace()
+
+        def trickle() -> None:
+            for _ in range(100):
+                if ended.wait(0.01):
+                    return
+                theirs.sendall(b"G")
+            theirs.shutdown(socket.SHUT_WR)
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        source = s3mini.LengthReader(stream, 1000)
+        try:
+            with pytest.raises(s3mini.S3Error) as refused:
+                all(iter(lambda: source.read(10), b""))
+        finally:
+            ended.set()
+            thread.join()
+    return refused.value
+
+
+@pytest.mark.parametrize(("rate", "code"), [(100_000, "RequestTimeout"), (1, "IncompleteBody")])
+def test_a_body_that_trickles_in_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, rate: int, code: str
+) -> None:
+    """Each byte comes in time, all of them take for ever; slow is not too slow."""
+    assert code == trickling(monkeypatch, rate).code
+
+
+def test_a_reader_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3mini, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(s3mini, "MIN_RATE", 10_000_000)
+    with s3mini.start("media") as fake:
+        client = Client(fake.endpoint.partition("//")[2], "s3mini", "s3mini-secret", "media")
+        client.put("large", b"x" * 50_000_000)
+        path = "/media/large"
+        connection = http.client.HTTPConnection(client.address, timeout=PATIENCE)
+        connection.request("GET", path, headers=client.sign("GET", path, [], {}, UNSIGNED))
+        total = 0
+        with connection.getresponse() as reply, contextlib.suppress(OSError):
+            while data := reply.read(100_000):
+                total += len(data)
+                time.sleep(0.02)
+        connection.close()
+
+    assert 0 < total < 50_000_000
+
+
+# -- TLS of our own --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """The folder of a certificate for 127.0.0.1: ca.pem, server.pem, server.key."""
+    make_certificate(tmp_path)
+    return tmp_path
+
+
+def test_ending_a_direction_takes_no_encryption_off(certificate: Path) -> None:
+    """ssl's own shutdown does: what was sent after it went out in the clear. (2026-11)"""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "server.pem", certificate / "server.key")
+    client = ssl.create_default_context(cafile=str(certificate / "ca.pem"))
+    ours, theirs = socket.socketpair()
+    with ThreadPoolExecutor(1) as pool, ours, theirs:
+        wrapped = pool.submit(context.wrap_socket, ours, server_side=True)
+        with client.wrap_socket(theirs, server_hostname="127.0.0.1") as reader:
+            with wrapped.result() as sock:
+                stream = s3mini.Stream(sock)
+                stream.shutdown(socket.SHUT_RD)
+                stream.send(b"secret")
+                assert b"secret" == reader.recv(100)
+
+
+def test_connections_that_never_shake_hands_are_counted(serve: Serve, certificate: Path) -> None:
+    tls = {"tls_cert": certificate / "server.pem", "tls_key": certificate / "server.key"}
+    server = serve(INI, workers=1, max_connections=4, **tls)
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(Raw(server))
+        with Raw(server) as fifth:
+            assert 503 == must(fifth.reply()).status
+
+
+def test_answers_are_encrypted_and_right(serve: Serve, certificate: Path) -> None:
+    tls = {"tls_cert": certificate / "server.pem", "tls_key": certificate / "server.key"}
+    server = serve(INI, workers=1, **tls)
+    client = server.client(bucket="media")
+    path, headers = "/media/k", {"host": server.address}
+    context = ssl.create_default_context(cafile=str(certificate / "ca.pem"))
+    connection = http.client.HTTPSConnection(server.address, timeout=PATIENCE, context=context)
+    for method, body in (("PUT", b"x" * 100_000), ("GET", b""), ("GET", b""), ("HEAD", b"")):
+        signed = client.sign(method, path, [], headers, UNSIGNED)
+        connection.request(method, path, body or None, signed)
+        with connection.getresponse() as reply:
+            assert 200 == reply.status
+            assert reply.read() == (b"x" * 100_000 if method == "GET" else b"")
+    connection.close()
