@@ -1109,7 +1109,7 @@ class Crc:
     """A reflected CRC with all bits set before and after: its arithmetic, and its speed.
 
     Polynomials are integers without the leading term. `fold` is the fast path, tested against
-    `plain`: 100 to 140 MiB/s where the table loop has 7 [measured, 1 MiB pieces, 3.9-3.13].
+    `plain`: 100 to 290 MiB/s where the table loop has 7 [measured, 1 MiB, 3.9-3.13].
     """
 
     def __init__(self, polynomial: int, width: int):
@@ -1142,24 +1142,29 @@ class Crc:
             size *= 2
         while size >= 4:
             data = bytes(-len(data) % size) + data  # zeros in front change nothing
-            digits = [
-                int.from_bytes(data[i : i + size], "little") for i in range(0, len(data), size)
-            ]
-            done = len(digits) - width
-            for i in range(done):
-                for offset in self.offsets:
-                    digits[i + offset] ^= digits[i]
-            data = b"".join([d.to_bytes(size, "little") for d in digits[done:]])
+            digits = self.fold_digits(split_digits(data, size))
+            data = join_digits(digits, size)
             size //= 2
         return data
 
-    def update(self, data: bytes, crc: int = 0) -> int:
-        """The CRC of what `crc` covered, followed by data."""
-        state, head = crc ^ self.mask, self.width // 8
+    def fold_digits(self, digits: list[int]) -> list[int]:
+        """The last `width` of them, with those before folded in."""
+        done = max(0, len(digits) - self.width)
+        for i in range(done):
+            for offset in self.offsets:
+                digits[i + offset] ^= digits[i]
+        return digits[done:]
+
+    def of(self, data: bytes) -> int:
+        """The CRC of a message."""
         if len(data) < 4096:
-            return self.plain(data, state) ^ self.mask
-        first = (int.from_bytes(data[:head], "little") ^ state).to_bytes(head, "little")
-        return self.plain(self.fold(first + data[head:]), 0) ^ self.mask
+            return self.plain(data, self.mask) ^ self.mask
+        return self.plain(self.fold(self.begin(data)), 0) ^ self.mask
+
+    def begin(self, data: bytes) -> bytes:
+        """The message that has with no bits set before it the remainder that data has with all."""
+        head = self.width // 8
+        return bytes(byte ^ 0xFF for byte in data[:head]) + data[head:]
 
     def combine(self, first: int, second: int, length: int) -> int:
         """The CRC of two pieces joined; `length` is the second's. [zlib: crc32_combine]"""
@@ -1191,23 +1196,64 @@ CRC32C = Crc(0x1EDC6F41, 32)
 CRC64NVME = Crc(0xAD93D23594C93659, 64)
 
 
-class RunningCrc:
-    """A CRC as an object like hashlib's."""
+def split_digits(data: bytes, size: int) -> list[int]:
+    return [int.from_bytes(data[i : i + size], "little") for i in range(0, len(data), size)]
 
-    def __init__(self, crc: Crc, update: Callable[[bytes, int], int]):
-        self._update, self._bytes, self._value = update, crc.width // 8, 0
+
+def join_digits(digits: list[int], size: int) -> bytes:
+    return b"".join([digit.to_bytes(size, "little") for digit in digits])
+
+
+class RunningCrc32:
+    """zlib's, as an object like hashlib's."""
+
+    def __init__(self) -> None:
+        self._value = 0
 
     def update(self, data: bytes) -> None:
-        self._value = self._update(data, self._value)
+        self._value = zlib.crc32(data, self._value)
 
     def digest(self) -> bytes:
-        return self._value.to_bytes(self._bytes, "big")
+        return self._value.to_bytes(4, "big")
+
+
+class RunningCrc:
+    """A CRC as an object like hashlib's, for a message that comes in pieces.
+
+    It stays folded to `width` digits of 4 KiB until its end: a piece is folded once, not down to
+    the last bytes. 256 KiB pieces: CRC32C 200 -> 560 MiB/s, CRC64NVME 110 -> 330 [measured, 3.11].
+    """
+
+    DIGIT = 4 * KIB
+
+    def __init__(self, crc: Crc):
+        self._crc, self._digits, self._rest = crc, list[int](), b""
+        self._has_begun = False
+
+    def update(self, data: bytes) -> None:
+        data = self._rest + data
+        whole = len(data) - len(data) % self.DIGIT
+        if whole:
+            ready = data[:whole] if self._has_begun else self._crc.begin(data[:whole])
+            self._has_begun = True
+            self._digits += split_digits(ready, self.DIGIT)
+            self._digits = self._crc.fold_digits(self._digits)
+        self._rest = data[whole:]
+
+    def digest(self) -> bytes:
+        crc = self._crc
+        if self._has_begun:
+            message = join_digits(self._digits, self.DIGIT) + self._rest
+            value = crc.plain(crc.fold(message), 0) ^ crc.mask
+        else:
+            value = crc.of(self._rest)
+        return value.to_bytes(crc.width // 8, "big")
 
 
 ALGORITHMS: dict[str, Callable[[], Checksum]] = {  # in the order of S3's documents
-    "CRC32": lambda: RunningCrc(CRC32, zlib.crc32),
-    "CRC32C": lambda: RunningCrc(CRC32C, CRC32C.update),
-    "CRC64NVME": lambda: RunningCrc(CRC64NVME, CRC64NVME.update),
+    "CRC32": RunningCrc32,
+    "CRC32C": lambda: RunningCrc(CRC32C),
+    "CRC64NVME": lambda: RunningCrc(CRC64NVME),
     "SHA1": hashlib.sha1,
     "SHA256": hashlib.sha256,
 }

@@ -713,18 +713,30 @@ def test_the_fast_checksum_equals_the_plain_one(crc: s3mini.Crc) -> None:
     for size in [4095, 4096, 4097, 8191, 16_385] + [
         source.randrange(4096, 20_000) for _ in range(8)
     ]:
-        data, start = (
-            source.getrandbits(8 * size).to_bytes(size, "big"),
-            source.getrandbits(crc.width),
-        )
+        data = source.getrandbits(8 * size).to_bytes(size, "big")
 
-        assert crc.plain(data, start ^ crc.mask) ^ crc.mask == crc.update(data, start)
+        assert crc.plain(data, crc.mask) ^ crc.mask == crc.of(data)
         assert crc.plain(data, 0) == crc.plain(crc.fold(data), 0)
 
 
 def test_our_crc32_is_the_librarys() -> None:
     for size in (0, 1, 5000, 40_000):
-        assert zlib.crc32(DATA[:size], 77) == s3mini.CRC32.update(DATA[:size], 77)
+        assert zlib.crc32(DATA[:size]) == s3mini.CRC32.of(DATA[:size])
+
+
+@pytest.mark.parametrize("crc", CRCS, ids=["CRC32", "CRC32C", "CRC64NVME"])
+def test_a_long_message_in_pieces_has_the_checksum_of_the_whole(crc: s3mini.Crc) -> None:
+    source = random.Random(7)
+    data = source.getrandbits(8 * 900_000).to_bytes(900_000, "big")
+    running, left = s3mini.RunningCrc(crc), data
+    while left:
+        size = source.choice((1, 4095, 4096, 10_000, 262_144))
+        running.update(left[:size])
+        left = left[size:]
+
+    value = int.from_bytes(running.digest(), "big")
+    assert value == crc.of(data)
+    assert crc is not s3mini.CRC32 or value == zlib.crc32(data)
 
 
 @pytest.mark.parametrize("algorithm", s3mini.ALGORITHMS)
@@ -755,14 +767,14 @@ def test_the_checksums_of_parts_make_that_of_the_whole(algorithm: str) -> None:
 
 
 def base64_of(crc: s3mini.Crc, data: bytes) -> str:
-    return base64.b64encode(crc.update(data).to_bytes(crc.width // 8, "big")).decode()
+    return base64.b64encode(crc.of(data).to_bytes(crc.width // 8, "big")).decode()
 
 
 def test_the_crc_of_zeros_far_apart_is_found_without_reading_them() -> None:
-    zeros = s3mini.CRC32C.update(bytes(1 << 20))
+    zeros = s3mini.CRC32C.of(bytes(1 << 20))
     whole = functools.reduce(lambda a, _: s3mini.CRC32C.combine(a, zeros, 1 << 20), range(4), 0)
 
-    assert s3mini.CRC32C.update(bytes(4 << 20)) == whole
+    assert s3mini.CRC32C.of(bytes(4 << 20)) == whole
 
 
 def test_a_composite_checksum_is_that_of_the_parts_checksums() -> None:
