@@ -1642,13 +1642,14 @@ def mistakes(head: Head) -> Iterator[tuple[str, dict[str, str]]]:
         yield "The Content-Type that came is not the signed one.", {"content-type": ""}
 
 
-# SigV2 signs these query names, and no others.                      [AWS: REST authentication (V2)]
+# SigV2 signs these query names, and no others.   [AWS: REST authentication (V2); botocore 1.44 auth]
 V2_RESOURCES = frozenset((
-    "acl", "cors", "delete", "lifecycle", "location", "logging", "notification", "partNumber",
-    "policy", "requestPayment", "restore", "tagging", "torrent", "uploadId", "uploads", "versionId",
-    "versioning", "versions", "website", "response-cache-control", "response-content-disposition",
-    "response-content-encoding", "response-content-language", "response-content-type",
-    "response-expires",
+    "accelerate", "acl", "analytics", "cors", "defaultObjectAcl", "delete", "inventory",
+    "lifecycle", "location", "logging", "metrics", "notification", "object-lock", "partNumber",
+    "policy", "replication", "requestPayment", "restore", "select", "select-type", "storageClass",
+    "tagging", "torrent", "uploadId", "uploads", "versionId", "versioning", "versions", "website",
+    "response-cache-control", "response-content-disposition", "response-content-encoding",
+    "response-content-language", "response-content-type", "response-expires",
 ))
 
 
@@ -1685,18 +1686,16 @@ def verify_v2(head: Head, keyring: Keyring, bucket: str, now: float) -> Signed:
         raise S3Error("AccessDenied", "Invalid date (should be seconds since epoch): Expires")
     check_window(0, int(query["Expires"]), now)
     check_no_token(head)
-    text = canonical_v2(head, bucket, query["Expires"])
-    plain = canonical_v2(replace_path(head), bucket, query["Expires"])
-    for candidate in dict.fromkeys((text, plain)):
+    # As it came, or in canonical escapes: clients differ in what they leave bare.
+    heads = [head, replace(head, path=canonical_path(head.path))]
+    if not bucket and re.fullmatch("/[^/]+", head.path):  # /BUCKET is signed as /BUCKET/
+        heads.append(replace(head, path=head.path + "/"))  # [botocore 1.44: handlers]
+    text, *others = dict.fromkeys(canonical_v2(h, bucket, query["Expires"]) for h in heads)
+    for candidate in (text, *others):
         if same(sign_v2(secret, candidate), query["Signature"]):
             return Signed(query["AWSAccessKeyId"], UNSIGNED)
     raise S3Error("SignatureDoesNotMatch", AWSAccessKeyId=query["AWSAccessKeyId"],
                   StringToSign=text, SignatureProvided=query["Signature"])
-
-
-def replace_path(head: Head) -> Head:
-    """The head with its path in canonical escapes: clients differ in what they leave bare."""
-    return replace(head, path=canonical_path(head.path))
 
 
 POLICY_ESCAPE = re.compile(rb"\\(.)", re.DOTALL)

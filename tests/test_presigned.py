@@ -125,6 +125,43 @@ def test_the_urls_of_boto3_work(server: Server, s3: Client, signature: str) -> N
             )
 
 
+# boto3's name of an operation of a bucket: the answer that its URL has.
+OF_A_BUCKET = {
+    "list_objects": 200,
+    "list_objects_v2": 200,
+    "list_multipart_uploads": 200,
+    "head_bucket": 200,
+    "get_bucket_location": 200,
+    "get_bucket_accelerate_configuration": 200,
+    "get_bucket_replication": 404,
+    "get_object_lock_configuration": 404,
+}
+
+
+@pytest.mark.parametrize("signature", ["default", "s3v4", "s3"])
+@pytest.mark.parametrize("operation", OF_A_BUCKET)
+def test_the_urls_of_boto3_for_a_bucket_work(
+    server: Server, s3: Client, operation: str, signature: str
+) -> None:
+    from botocore.config import Config
+
+    more = {} if signature == "default" else {"config": Config(signature_version=signature)}
+    boto = boto_client(server.endpoint, **more)
+    url = boto.generate_presigned_url(operation, {"Bucket": s3.bucket})
+    method = "HEAD" if operation == "head_bucket" else "GET"
+    reply = s3.fetch(url, method)
+
+    assert OF_A_BUCKET[operation] == reply.status, reply.body
+
+
+def test_the_slash_behind_a_bucket_opens_nothing_else(s3: Client) -> None:
+    s3.put("k", b"x")
+    listing = s3.presign("GET", "", version=2)
+
+    assert 403 == s3.fetch(listing.replace(f"/{s3.bucket}", f"/{s3.bucket}/k")).status
+    assert 403 == s3.fetch(listing.replace(f"/{s3.bucket}", "/media")).status
+
+
 # -- for how long ----------------------------------------------------------------------------------
 
 
