@@ -5360,10 +5360,15 @@ def parse_checksum_kind(headers: Mapping[str, str]) -> tuple[str, str]:
     return algorithm, kind
 
 
+def new_upload_id(now: float) -> str:
+    """32 hex digits that nobody can guess; those of one key sort by age, as AWS lists them."""
+    return f"{int(now * 1000):012x}{secrets.token_hex(10)}"
+
+
 def create_multipart_upload(req: Request) -> Response:
     """CreateMultipartUpload: an id for parts to come. [AWS] Raises as PutObject does."""
     algorithm, kind = parse_checksum_kind(req.headers)
-    upload = Upload(secrets.token_hex(16), req.key, int(req.now), describe_object(req), algorithm,
+    upload = Upload(new_upload_id(req.now), req.key, int(req.now), describe_object(req), algorithm,
                     kind, req.access_key)
     req.store.create_upload(upload)
     reply = xml_response("InitiateMultipartUploadResult", [
@@ -5598,18 +5603,19 @@ def list_parts(req: Request) -> Response:
 
 
 def list_multipart_uploads(req: Request) -> Response:
-    """ListMultipartUploads: those under way, by key. [AWS] Raises InvalidArgument."""
+    """ListMultipartUploads: those under way, by key, then by id. [AWS] Raises InvalidArgument.
+
+    The page after a marker begins behind its place, whether or not that upload is still there.
+    """
     query, name = req.query, req.encoder()
     prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
     limit = req.integer("max-uploads", MAX_KEYS, 1, MAX_KEYS)
     marker, id_marker = query.get("key-marker", ""), query.get("upload-id-marker", "")
+    after = (marker, id_marker or "~") if marker else ("", "")  # "~" is behind every id
     rows: dict[str, Children] = {}  # common prefix or key + id, in order
-    uploads = [u for u in req.store.uploads() if u.key.startswith(prefix)]
     last, more = ("", ""), False
-    passed = not id_marker
-    for u in uploads:
-        if u.key < marker or u.key == marker and not passed or u.key == marker and not id_marker:
-            passed = passed or u.key == marker and u.id == id_marker
+    for u in sorted(req.store.uploads(), key=lambda u: (u.key, u.id)):
+        if not u.key.startswith(prefix) or (u.key, u.id) <= after:
             continue
         common = common_prefix(u.key, prefix, delimiter)
         if common and (common in rows or common == marker):

@@ -19,6 +19,8 @@ import pytest
 from conftest import Server
 from signing_client import UNSIGNED, Client, Reply
 
+import s3mini
+
 MIB = 1024**2
 PART = 5 * MIB  # bytes, the least that a part may have which is not the last
 
@@ -434,6 +436,30 @@ def test_uploads_are_listed_page_by_page(s3: Client, size: int) -> None:
 
     assert wanted == sorted(found)
     assert [key for key, _ in wanted] == [key for key, _ in found]
+
+
+def test_a_page_of_uploads_begins_behind_an_upload_that_is_gone(s3: Client) -> None:
+    for key in ("a", "b", "b", "b", "c"):
+        create(s3, key)
+    query = {"uploads": "", "max-uploads": "2"}
+    page = s3.get(query=query)
+    marker, id_marker = page.element("NextKeyMarker"), page.element("NextUploadIdMarker")
+    rest = {"uploads": "", "key-marker": marker, "upload-id-marker": id_marker}
+    before = s3.get(query=rest).elements("UploadId")
+    assert 204 == s3.delete(marker, query={"uploadId": id_marker}).status
+
+    assert (3, before) == (len(before), s3.get(query=rest).elements("UploadId"))
+    assert ["c"] == s3.get(query={"uploads": "", "key-marker": "b"}).elements("Key")
+    alone = {"uploads": "", "upload-id-marker": id_marker}  # means nothing without a key
+    assert ["a", "b", "b", "c"] == s3.get(query=alone).elements("Key")
+
+
+def test_the_uploads_of_a_key_are_listed_by_age() -> None:
+    ids = [s3mini.new_upload_id(now) for now in (1.0, 1.5, 1_700_000_000.0, 1_800_000_000.5)]
+
+    assert sorted(ids) == ids
+    assert {32} == {len(upload) for upload in ids}
+    assert len(set(ids)) == len({s3mini.new_upload_id(1.0) for _ in ids})
 
 
 # -- parts from other objects ----------------------------------------------------------------------
