@@ -1074,7 +1074,7 @@ class PartItem(NamedTuple):
 
     number: int
     etag: str
-    checksums: dict[str, str]  # algorithm -> base64
+    checksums: dict[str, str]  # algorithm -> base64; an empty element says nothing
 
 
 def parse_complete(data: bytes) -> list[PartItem]:
@@ -1084,7 +1084,8 @@ def parse_complete(data: bytes) -> list[PartItem]:
         number = node.get("PartNumber").strip()
         if not re.fullmatch("[0-9]{1,9}", number):
             raise S3Error("MalformedXML", "A Part needs its PartNumber and ETag.")
-        sums = {n.tag[8:]: n.text.strip() for n in node.children if n.tag.startswith("Checksum")}
+        sums = {n.tag[8:]: n.text.strip() for n in node.children
+                if n.tag.startswith("Checksum") and n.text.strip()}
         parts.append(PartItem(int(number), node.get("ETag").strip().strip('"'), sums))
     if not 1 <= len(parts) <= MAX_PARTS:
         raise S3Error("MalformedXML", f"A multipart upload has 1 to {MAX_PARTS} parts.")
@@ -2781,9 +2782,10 @@ class Part(NamedTuple):
     number: int
     stamp: int  # ns since 1970: of two files of one number the later counts
     md5: str
-    checksum: str  # base64, of the upload's algorithm; "" where there is none
+    checksum: str  # base64; "" where there is none
     size: int
     name: str
+    algorithm: str = ""  # of the checksum, where the upload itself has none
 
 
 @dataclass
@@ -4230,15 +4232,16 @@ class Store:
             with self._upload_lock(upload) as folder:
                 old = [p for p in self._parts(folder) if p.number == number]
                 stamp = max([time.time_ns(), *(p.stamp + 1 for p in old)])
-                checksum = body.checksums.get(upload.algorithm, "")
-                coded = base64.b64decode(checksum).hex()
+                own = "" if upload.algorithm else body.algorithm
+                checksum = body.checksums.get(own or upload.algorithm, "")
+                coded = base64.b64decode(checksum).hex() + (own and f"-{own.lower()}")
                 name = f"{number:05}-{stamp:020}-{body.md5}-{coded}"
                 self.charge(body.size - sum(p.size for p in old))
                 staged.rename(folder, name)
                 self.disk.sync_folder(folder)
                 for part in old:
                     self._drop(folder, part.name)
-        return Part(number, stamp, body.md5, checksum, body.size, name)
+        return Part(number, stamp, body.md5, checksum, body.size, name, own)
 
     def _parts(self, folder: Folder) -> list[Part]:
         """The newest of each number, in order."""
@@ -4246,13 +4249,15 @@ class Store:
         with folder.scan() as items:
             for item in sorted(items, key=lambda item: item.name):
                 match = re.fullmatch(
-                    r"([0-9]{5})-([0-9]{20})-([0-9a-f]{32})-([0-9a-f]*)", item.name
+                    r"([0-9]{5})-([0-9]{20})-([0-9a-f]{32})-([0-9a-f]*)(?:-([0-9a-z]+))?", item.name
                 )
                 if match:
                     checksum = base64.b64encode(bytes.fromhex(match[4])).decode()
                     size = item.stat(follow_symlinks=False).st_size
-                    number = int(match[1])
-                    found[number] = Part(number, int(match[2]), match[3], checksum, size, item.name)
+                    number, own = int(match[1]), (match[5] or "").upper()
+                    found[number] = Part(
+                        number, int(match[2]), match[3], checksum, size, item.name, own
+                    )
         return list(found.values())
 
     def parts(self, upload: Upload) -> list[Part]:
@@ -5390,14 +5395,18 @@ def upload_part(req: Request) -> Response:
     body = req.open_body()
     sent = body.algorithm
     if upload.algorithm and sent != upload.algorithm and (sent or upload.kind == "COMPOSITE"):
-        raise S3Error("InvalidRequest", "Checksum Type mismatch occurred, expected checksum Type: "
-                      f"{upload.algorithm.lower()}, actual checksum Type: "
-                      f"{sent.lower() or 'null'}")
+        raise wrong_algorithm(upload, sent)
     if upload.algorithm:
         body.want(upload.algorithm)
     part = req.store.put_part(upload, number, body)
     headers = {checksum_header(a): v for a, v in body.checksums.items()}
     return Response(200, {"etag": f'"{part.md5}"', "content-length": "0", **headers})
+
+
+def wrong_algorithm(upload: Upload, sent: str) -> S3Error:
+    wanted = upload.algorithm.lower() or "null"
+    return S3Error("InvalidRequest", "Checksum Type mismatch occurred, expected checksum Type: "
+                   f"{wanted}, actual checksum Type: {sent.lower() or 'null'}")
 
 
 def upload_part_copy(req: Request) -> Response:
@@ -5454,7 +5463,7 @@ def complete_multipart_upload(req: Request) -> Response:
         return describe_joined(req, upload, parts)
 
     def work() -> Response:
-        choose = functools.partial(choose_parts, items)
+        choose = functools.partial(choose_parts, upload, items)
         return complete_reply(
             req, req.store.complete_upload(upload, choose, describe, req.check_write)
         )
@@ -5474,11 +5483,31 @@ def completed_before(req: Request) -> Response:
     with contextlib.suppress(S3Error):
         entry = req.store.head(req.key)
         if entry.upload and entry.upload == req.query["uploadId"]:
+            check_whole_checksums(req.headers, entry.checksums)
             return complete_reply(req, entry)
     raise S3Error("NoSuchUpload", UploadId=req.query["uploadId"])
 
 
+def told_checksums(headers: Mapping[str, str]) -> dict[str, str]:
+    """What the head of a Complete says of the whole object: algorithm -> base64, maybe with -N."""
+    return {n[15:].upper(): v for n, v in headers.items()
+            if n.startswith("x-amz-checksum-") and n[15:] not in NOT_CHECKSUMS}
+
+
+def check_whole_checksums(headers: Mapping[str, str], known: Mapping[str, str]) -> None:
+    """Raises BadDigest."""
+    for algorithm, told in told_checksums(headers).items():
+        value = known.get(algorithm, "")
+        if told not in (value, value.partition("-")[0]):
+            raise S3Error("BadDigest", f"The {algorithm.lower()} you specified did not match the "
+                          "calculated checksum.")
+
+
 def check_whole_headers(req: Request, upload: Upload) -> None:
+    """Raises InvalidRequest."""
+    for algorithm in told_checksums(req.headers):
+        if algorithm != upload.algorithm:
+            raise wrong_algorithm(upload, algorithm)
     kind = req.headers.get("x-amz-checksum-type", "").upper()
     if kind and kind != upload.kind:
         raise S3Error("InvalidRequest", "The upload was created with another checksum type: "
@@ -5488,14 +5517,14 @@ def check_whole_headers(req: Request, upload: Upload) -> None:
         raise S3Error("InvalidRequest", "Value for x-amz-mp-object-size header is invalid.")
 
 
-def choose_parts(items: list[PartItem], parts: list[Part]) -> list[Part]:
+def choose_parts(upload: Upload, items: list[PartItem], parts: list[Part]) -> list[Part]:
     """The uploaded parts that a Complete names. Raises InvalidPart, EntityTooSmall, EntityToo..."""
     known, chosen = {p.number: p for p in parts}, []
     for item in items:
         part = known.get(item.number)
-        sums = [v for v in item.checksums.values() if part and part.checksum and v != part.checksum]
-        if not part or part.md5 != item.etag or sums:
+        if not part or part.md5 != item.etag:
             raise S3Error("InvalidPart", PartNumber=item.number, ETag=item.etag)
+        check_part_checksums(upload, item, part)
         chosen.append(part)
     for part in chosen[:-1]:
         if part.size < MIN_PART:
@@ -5505,6 +5534,20 @@ def choose_parts(items: list[PartItem], parts: list[Part]) -> list[Part]:
     if size > MAX_OBJECT:
         raise S3Error("EntityTooLarge", ProposedSize=size, MaxSizeAllowed=MAX_OBJECT)
     return chosen
+
+
+def check_part_checksums(upload: Upload, item: PartItem, part: Part) -> None:
+    """What a Complete says of a part must be what it was sent with. [AWS: Complete]
+
+    Raises InvalidPart, also for an algorithm it was not sent with; InvalidRequest.
+    """
+    known = {part.algorithm or upload.algorithm: part.checksum}
+    if any(known.get(algorithm) != told for algorithm, told in item.checksums.items()):
+        raise S3Error("InvalidPart", PartNumber=item.number, ETag=item.etag)
+    if upload.kind == "COMPOSITE" and not item.checksums:
+        raise S3Error("InvalidRequest", f"The upload was created using a {upload.algorithm.lower()}"
+                      " checksum. The complete request must include the checksum for each part. It "
+                      f"was missing for part {item.number} in the request.")
 
 
 def describe_joined(req: Request, upload: Upload, parts: list[Part]) -> Entry:
@@ -5518,13 +5561,9 @@ def describe_joined(req: Request, upload: Upload, parts: list[Part]) -> Entry:
         raise S3Error("InvalidRequest", f"The provided 'x-amz-mp-object-size' header value {told} "
                       f"does not match what was computed: {size}")
     checksums = joined_checksums(upload, parts)
-    for algorithm, value in checksums.items():
-        told = req.headers.get(checksum_header(algorithm), value)
-        if told not in (value, value.partition("-")[0]):
-            raise S3Error("BadDigest", f"The {algorithm.lower()} you specified did not match the "
-                          "calculated checksum.")
+    check_whole_checksums(req.headers, checksums)
     etags = b"".join([bytes.fromhex(p.md5) for p in parts])
-    lines = [f"{p.size} {p.md5} {p.checksum}".strip() for p in parts]
+    lines = [f"{p.size} {p.md5} {p.checksum if checksums else ''}".strip() for p in parts]
     return replace(upload.entry, size=size, etag=f"{hashlib.md5(etags).hexdigest()}-{len(parts)}",
                    modified=int(time.time()), checksums=checksums, parts=lines, upload=upload.id,
                    checksum_type=upload.kind if checksums else "")
@@ -5598,7 +5637,7 @@ def list_parts(req: Request) -> Response:
         *[("Part", [
             ("PartNumber", p.number), ("LastModified", render_iso_date(p.stamp // 1_000_000_000)),
             ("ETag", f'"{p.md5}"'), ("Size", p.size),
-            *([(f"Checksum{upload.algorithm}", p.checksum)] if p.checksum else [])])
+            *([(f"Checksum{p.algorithm or upload.algorithm}", p.checksum)] if p.checksum else [])])
           for p in page]])
 
 

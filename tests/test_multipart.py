@@ -63,6 +63,19 @@ def complete(
     return s3.post(key, body, named, uploadId=upload)
 
 
+def complete_with_sums(
+    s3: Client, key: str, upload: str, algorithm: str, parts: Iterable[tuple[str, str]]
+) -> Reply:
+    """`parts` are (etag, checksum)."""
+    items = "".join(
+        f"<Part><PartNumber>{n}</PartNumber><ETag>{etag}</ETag>"
+        f"<Checksum{algorithm}>{value}</Checksum{algorithm}></Part>"
+        for n, (etag, value) in enumerate(parts, 1)
+    )
+    body = f"<CompleteMultipartUpload>{items}</CompleteMultipartUpload>".encode()
+    return s3.post(key, body, uploadId=upload)
+
+
 def store(s3: Client, key: str, pieces: list[bytes], **headers: str) -> Reply:
     """The whole life of an upload with these parts."""
     upload = create(s3, key, **headers)
@@ -538,7 +551,7 @@ def test_a_composite_checksum_is_made_of_the_parts(s3: Client) -> None:
             send(s3, "k", upload, n, piece, **{name: sums[n - 1]}).etag
             for n, piece in enumerate(pieces, 1)
         ]
-        reply = complete(s3, "k", upload, enumerate(etags, 1))
+        reply = complete_with_sums(s3, "k", upload, algorithm, zip(etags, sums))
         total = base64.b64encode(digest(b"".join(map(base64.b64decode, sums)))).decode() + "-2"
         head = s3.head("k", {"x-amz-checksum-mode": "ENABLED"})
 
@@ -590,6 +603,83 @@ def test_complete_compares_the_checksums_of_the_parts(s3: Client) -> None:
 
     assert "InvalidPart" == complete(s3, "k", upload, [(1, etag)], wrong).error
     assert 200 == complete(s3, "k", upload, [(1, etag)], right).status
+
+
+def test_a_composite_needs_the_checksum_of_each_part(s3: Client) -> None:
+    digest = base64.b64encode(hashlib.sha256(b"x").digest()).decode()
+    upload = create(s3, "k", x_amz_checksum_algorithm="SHA256")
+    etag = send(s3, "k", upload, 1, b"x", x_amz_checksum_sha256=digest).etag
+    for extra in ("", "<ChecksumSHA256/>", "<ChecksumSHA256> </ChecksumSHA256>"):
+        reply = complete(s3, "k", upload, [(1, etag)], extra)
+
+        assert (400, "InvalidRequest") == (reply.status, reply.error)
+        assert "created using a sha256 checksum" in reply.element("Message")
+        assert "It was missing for part 1 in the request." in reply.element("Message")
+    assert 404 == s3.head("k").status
+    assert 200 == complete_with_sums(s3, "k", upload, "SHA256", [(etag, digest)]).status
+
+
+@pytest.mark.parametrize("kind", ["", "COMPOSITE", "FULL_OBJECT"])
+def test_a_checksum_of_another_algorithm_is_not_believed(s3: Client, kind: str) -> None:
+    """`kind` is the upload's; "": it has no algorithm."""
+    started = {"x_amz_checksum_algorithm": "CRC32", "x_amz_checksum_type": kind} if kind else {}
+    sent = {"x_amz_checksum_crc32": crc32(b"x")} if kind else {}
+    right = f"<ChecksumCRC32>{crc32(b'x')}</ChecksumCRC32>" if kind else ""
+    sha1 = base64.b64encode(hashlib.sha1(b"x").digest()).decode()
+    upload = create(s3, "k", **started)
+    etag = send(s3, "k", upload, 1, b"x", **sent).etag
+    for extra in (
+        f"<ChecksumSHA1>{sha1}</ChecksumSHA1>",
+        f"<ChecksumCRC32C>{crc32(b'x')}</ChecksumCRC32C>",
+        f"<ChecksumXXHASH64>AAAAAAAAAAA=</ChecksumXXHASH64>{right}",
+        f"<ChecksumCRC32>{crc32(b'y')}</ChecksumCRC32>",
+    ):
+        assert "InvalidPart" == complete(s3, "k", upload, [(1, etag)], extra).error, extra
+    for value in (sha1, sha1 + "-1", "nonsense"):
+        whole = complete(s3, "k", upload, [(1, etag)], right, x_amz_checksum_sha1=value)
+        assert (400, "InvalidRequest") == (whole.status, whole.error)
+    assert 404 == s3.head("k").status
+    assert 200 == complete(s3, "k", upload, [(1, etag)], right).status
+
+
+@pytest.mark.parametrize("suffix", ["", "-1"])
+def test_complete_may_name_a_composite_with_or_without_its_number(s3: Client, suffix: str) -> None:
+    upload = create(s3, "k", x_amz_checksum_algorithm="CRC32")
+    etag = send(s3, "k", upload, 1, b"x", x_amz_checksum_crc32=crc32(b"x")).etag
+    right = f"<ChecksumCRC32>{crc32(b'x')}</ChecksumCRC32>"
+    total = crc32(base64.b64decode(crc32(b"x"))) + suffix
+    wrong = complete(s3, "k", upload, [(1, etag)], right, x_amz_checksum_crc32=crc32(b"") + suffix)
+    reply = complete(s3, "k", upload, [(1, etag)], right, x_amz_checksum_crc32=total)
+    again = complete(s3, "k", upload, [(1, etag)], right, x_amz_checksum_crc32=total)
+    lie = complete(s3, "k", upload, [(1, etag)], right, x_amz_checksum_crc32=crc32(b"") + suffix)
+
+    assert ("BadDigest", 200, 200) == (wrong.error, reply.status, again.status)
+    assert "NoSuchUpload" == lie.error
+
+
+@pytest.mark.parametrize("algorithm", ["CRC32", "SHA256"])
+def test_parts_may_bring_checksums_that_the_upload_did_not_announce(
+    server: Server, s3: Client, boto: Any, algorithm: str
+) -> None:
+    """What an SDK does by default: the upload names no algorithm, each part comes with CRC32."""
+    where = {"Bucket": s3.bucket, "Key": "k"}
+    where["UploadId"] = create(s3, "k")
+    sent = boto.upload_part(**where, PartNumber=1, Body=b"x", ChecksumAlgorithm=algorithm)
+    value = sent[f"Checksum{algorithm}"]
+    plain = send(s3, "k", where["UploadId"], 2, b"y").etag
+    parts = boto.list_parts(**where)["Parts"]
+    bad = "<ChecksumCRC32C>AAAAAA==</ChecksumCRC32C>"
+
+    assert [value, None] == [part.get(f"Checksum{algorithm}") for part in parts]
+    assert "InvalidPart" == complete(s3, "k", where["UploadId"], [(2, plain)], bad).error
+    named = {"ETag": sent["ETag"], "PartNumber": 1}
+    for wrong in ({"ChecksumSHA1": "AAAAAAAAAAAAAAAAAAAAAAAAAAA="}, {f"Checksum{algorithm}": "A"}):
+        with pytest.raises(boto.exceptions.ClientError, match="InvalidPart"):
+            boto.complete_multipart_upload(**where, MultipartUpload={"Parts": [{**named, **wrong}]})
+    right = {f"Checksum{algorithm}": value}
+    boto.complete_multipart_upload(**where, MultipartUpload={"Parts": [{**named, **right}]})
+    assert b"x" == s3.get("k").body
+    assert "x-amz-checksum-type" not in s3.head("k", {"x-amz-checksum-mode": "ENABLED"}).headers
 
 
 @pytest.mark.parametrize(
