@@ -1643,7 +1643,7 @@ def mistakes(head: Head) -> Iterator[tuple[str, dict[str, str]]]:
         yield "The Content-Type that came is not the signed one.", {"content-type": ""}
 
 
-# SigV2 signs these query names, and no others.   [AWS: REST authentication (V2); botocore 1.44 auth]
+# SigV2 signs these query names, and no others.     [AWS: REST authentication (V2); botocore: auth]
 V2_RESOURCES = frozenset((
     "accelerate", "acl", "analytics", "cors", "defaultObjectAcl", "delete", "inventory",
     "lifecycle", "location", "logging", "metrics", "notification", "object-lock", "partNumber",
@@ -4738,18 +4738,24 @@ REFUSED_HEADERS = (
     "x-amz-object-lock-",
     "x-amz-grant-",
     "x-amz-website-redirect-location",
-    "x-amz-expected-bucket-owner",
     "x-amz-mfa",
-    "x-amz-source-expected-bucket-owner",
     "x-amz-copy-source-server-side-",
 )
+OWNER_HEADERS = ("x-amz-expected-bucket-owner", "x-amz-source-expected-bucket-owner")
 
 
 def check_refused_headers(headers: Mapping[str, str]) -> None:
-    """What is not done is refused by name, never accepted and forgotten. Raises NotImplemented."""
+    """What is not done is refused by name, never accepted and forgotten; for every operation.
+
+    Raises NotImplemented, InvalidArgument, AccessDenied where another owner is expected.
+    """
     for name, value in headers.items():
+        if not name.startswith("x-amz-"):
+            continue
         if name.startswith(REFUSED_HEADERS):
             raise S3Error("NotImplemented", f"{name} is not done here.", Header=name)
+        if name in OWNER_HEADERS and value != OWNER[0][1]:
+            raise S3Error("AccessDenied", f"{name}: every bucket here belongs to {OWNER[0][1]}.")
         if name == "x-amz-acl" and value not in CANNED_ACLS:
             raise S3Error("InvalidArgument", ArgumentName=name, ArgumentValue=value)
 
@@ -4831,9 +4837,8 @@ def parse_tagging_header(text: str) -> dict[str, str]:
 def describe_object(req: Request) -> Entry:
     """An entry with everything that the head tells; the body's facts are to be filled in.
 
-    Raises NotImplemented, MetadataTooLarge, InvalidTag, AccessControlListNotSupported.
+    Raises MetadataTooLarge, InvalidTag, AccessControlListNotSupported.
     """
-    check_refused_headers(req.headers)
     return Entry(
         0, "", "", int(req.now),
         headers=parse_kept_headers(req.headers),
@@ -5391,7 +5396,6 @@ def upload_part(req: Request) -> Response:
     """
     number = req.part_number()
     upload = req.store.upload(req.query["uploadId"], req.key)
-    check_refused_headers(req.headers)
     body = req.open_body()
     sent = body.algorithm
     if upload.algorithm and sent != upload.algorithm and (sent or upload.kind == "COMPOSITE"):
@@ -5721,15 +5725,26 @@ def get_bucket_location(req: Request) -> Response:
 def create_bucket(req: Request) -> Response:
     """CreateBucket, for keys of pattern sections; one's own existing bucket is a success. [AWS]
 
-    Raises InvalidBucketName, BucketAlreadyExists, AccessDenied, MalformedXML.
+    Raises InvalidBucketName, BucketAlreadyExists, AccessDenied, MalformedXML,
+    AccessControlListNotSupported.
     """
     data = req.document() if req.head.has_body else b""
     if data.strip():
         parse_xml(data, "CreateBucketConfiguration")
     if req.headers.get("x-amz-bucket-object-lock-enabled", "").lower() == "true":
         raise S3Error("NotImplemented", "Object lock is not done here.")
+    config = req.buckets.config
+    sections = config.sections_of(req.bucket) + config.patterns_of(req.access_key, req.bucket)
+    check_bucket_acl(req.headers.get("x-amz-acl", "private"), next(iter(sections), None))
     req.buckets.create(req.bucket, req.access_key)
     return Response(200, {"location": f"/{req.bucket}", "content-length": "0"})
+
+
+def check_bucket_acl(acl: str, section: Optional[Section]) -> None:
+    """A canned ACL that changes nothing is accepted. Raises AccessControlListNotSupported."""
+    is_open = section is not None and section.public == ("",)
+    if CANNED_ACLS[acl] != "" and not (acl == "public-read" and is_open):
+        raise S3Error("AccessControlListNotSupported", "Who may read is said in buckets.ini.")
 
 
 def delete_bucket(req: Request) -> Response:
@@ -5864,9 +5879,8 @@ def put_object_acl(req: Request) -> Response:
 def requested_acl(req: Request) -> str:
     """The canned ACL that a PUT ?acl asks for, by header or by document.
 
-    Raises InvalidArgument, NotImplemented, MalformedACLError, AccessControlListNotSupported.
+    Raises MalformedACLError, AccessControlListNotSupported.
     """
-    check_refused_headers(req.headers)
     data = req.document() if req.head.has_body else b""
     if "x-amz-acl" in req.headers:
         return req.headers["x-amz-acl"]
@@ -5889,12 +5903,7 @@ def get_bucket_acl(req: Request) -> Response:
 
 def put_bucket_acl(req: Request) -> Response:
     """PutBucketAcl: accepted where it changes nothing. Raises AccessControlListNotSupported."""
-    acl = requested_acl(req)
-    section = req.section
-    if CANNED_ACLS[acl] != "" and not (
-        acl == "public-read" and section and section.public == ("",)
-    ):
-        raise S3Error("AccessControlListNotSupported", "Who may read is said in buckets.ini.")
+    check_bucket_acl(requested_acl(req), req.section)
     return Response(200, {"content-length": "0"})
 
 
@@ -5954,6 +5963,7 @@ def post_object(req: Request) -> Response:
                   head=replace(req.head, headers=form_headers(fields)))
     if "write" not in grants:
         raise S3Error("AccessDenied")
+    check_refused_headers(req.headers)
     entry = describe_object(req)
     if "tagging" in fields:
         entry = replace(entry, tags=parse_tagging(fields["tagging"].encode()))
@@ -6327,7 +6337,8 @@ ALLOWED_NAMES = {
 }
 
 # Headers that an SDK may move into a presigned URL's query, where they mean the same.  [JS SDK v3]
-HOISTED = re.compile(r"x-amz-(?:meta-.+|acl|tagging|storage-class|copy-source.*|server-side-.*)")
+HOISTED = re.compile(r"x-amz-(?:meta-.+|acl|tagging|storage-class|copy-source.*|server-side-.*"
+                     "|(?:source-)?expected-bucket-owner)")
 # The checksum of a body that was not known when the URL was made: AWS ignores it. [JS SDK v3]
 IGNORED = re.compile(r"x-amz-(?:checksum-.*|sdk-checksum-algorithm|user-agent)")
 
@@ -6535,6 +6546,7 @@ class App:
         req = Request(head, bucket, key, self.buckets, store, section, signed, grants,
                       call.source, call.now, call.id)
         authorize(req, needs)
+        check_refused_headers(head.headers)
         return operation(req)
 
     def rules_of(self, bucket: str) -> list[CorsRule]:

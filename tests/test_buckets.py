@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import INI, Server
+from conftest import INI, Serve, Server
 from signing_client import Client, Reply
 
 DENIED = (403, "AccessDenied")
@@ -117,6 +117,36 @@ def test_object_lock_is_refused_by_name(world: Server) -> None:
     asked = {"x-amz-bucket-object-lock-enabled": "true"}
     assert (501, "NotImplemented") == outcome(s3.put("", b"", asked))
     assert 404 == s3.head().status
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("x-amz-acl", "public-read", 400),
+        ("x-amz-acl", "public-read-write", 400),
+        ("x-amz-acl", "authenticated-read", 400),
+        ("x-amz-acl", "nonsense", 400),
+        ("x-amz-grant-read", "id=1", 501),
+        ("x-amz-acl", "private", 200),
+        ("x-amz-acl", "bucket-owner-full-control", 200),
+    ],
+)
+def test_a_bucket_is_not_made_more_open_than_it_will_be(
+    world: Server, name: str, value: str, status: int
+) -> None:
+    s3 = world.client("test-key", bucket="test-acl")
+
+    assert status == s3.put("", b"", {name: value}).status
+    assert (200 if status == 200 else 404) == s3.head().status
+    s3.delete()
+
+
+def test_a_bucket_that_will_be_open_may_be_made_so(serve: Serve) -> None:
+    server = serve("[pub-*]\naccess_key = k\nsecret_key = s\npublic = read\n", durability="none")
+    s3 = server.client("k", bucket="pub-1")
+
+    assert 200 == s3.put("", b"", {"x-amz-acl": "public-read"}).status
+    assert 400 == s3.put("", b"", {"x-amz-acl": "public-read-write"}).status
 
 
 def test_buckets_are_listed_page_by_page(world: Server) -> None:

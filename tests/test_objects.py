@@ -528,6 +528,85 @@ def test_what_is_not_done_is_refused_by_name(s3: Client, header: dict[str, str])
     assert b"old" == s3.get("k").body
 
 
+TAGS = b"<Tagging><TagSet><Tag><Key>a</Key><Value>b</Value></Tag></TagSet></Tagging>"
+OPERATIONS: dict[str, tuple[str, str, str, bytes]] = {  # method, key, query, body
+    "get": ("GET", "k", "", b""),
+    "head": ("HEAD", "k", "", b""),
+    "put": ("PUT", "k", "", b"new"),
+    "delete": ("DELETE", "k", "", b""),
+    "attributes": ("GET", "k", "attributes", b""),
+    "put tags": ("PUT", "k", "tagging", TAGS),
+    "delete tags": ("DELETE", "k", "tagging", b""),
+    "get acl": ("GET", "k", "acl", b""),
+    "list": ("GET", "", "list-type=2", b""),
+    "versions": ("GET", "", "versions", b""),
+    "head bucket": ("HEAD", "", "", b""),
+    "make bucket": ("PUT", "", "", b""),
+    "delete bucket": ("DELETE", "", "", b""),
+    "location": ("GET", "", "location", b""),
+    "versioning": ("GET", "", "versioning", b""),
+    "delete many": ("POST", "", "delete", b"<Delete><Object><Key>k</Key></Object></Delete>"),
+    "start": ("POST", "k", "uploads", b""),
+    "part": ("PUT", "k", "partNumber=1&uploadId=ID", b"part"),
+    "parts": ("GET", "k", "uploadId=ID", b""),
+    "complete": (
+        "POST",
+        "k",
+        "uploadId=ID",
+        b"<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>"
+        b"9dd4e461268c8034f5c8564e155c67a6</ETag></Part></CompleteMultipartUpload>",  # of "x"
+    ),
+    "abort": ("DELETE", "k", "uploadId=ID", b""),
+    "list uploads": ("GET", "", "uploads", b""),
+}
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ({"x-amz-expected-bucket-owner": "111122223333"}, 403),
+        ({"x-amz-source-expected-bucket-owner": ""}, 403),
+        ({"x-amz-server-side-encryption-customer-algorithm": "AES256"}, 501),
+        ({"x-amz-copy-source-server-side-encryption-customer-key": "AES256"}, 501),
+        ({"x-amz-mfa": "1 2"}, 501),
+    ],
+)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_no_operation_ignores_what_it_does_not_do(
+    s3: Client, operation: str, header: dict[str, str], status: int
+) -> None:
+    method, key, query, body = OPERATIONS[operation]
+    s3.put("k", b"x")
+    upload = s3.post("k", query="uploads").element("UploadId")
+    s3.put("k", b"x", partNumber=1, uploadId=upload)
+    md5 = {"content-md5": base64.b64encode(hashlib.md5(body).digest()).decode()} if body else {}
+    reply = s3(method, key, body, {**header, **md5}, query=query.replace("ID", upload))
+
+    assert status == reply.status, reply.body
+    if method != "HEAD":
+        assert reply.error in {"AccessDenied", "NotImplemented"}
+    got = s3.get("k")
+    assert (b"x", None) == (got.body, got.headers.get("x-amz-tagging-count"))
+    assert ["1"] == s3.get("k", uploadId=upload).elements("PartNumber")
+
+
+def test_the_owner_that_is_expected_may_be_the_right_one(
+    server: Server, s3: Client, boto: Any
+) -> None:
+    owner = boto.list_buckets()["Owner"]["ID"]
+    named = {"Bucket": s3.bucket, "Key": "k", "ExpectedBucketOwner": owner}
+    boto.put_object(**named, Body=b"x")
+    source = {"CopySource": f"{s3.bucket}/k", "ExpectedSourceBucketOwner": owner}
+    boto.copy_object(**{**named, "Key": "copy"}, **source)
+
+    assert b"x" == boto.get_object(**named)["Body"].read()
+    url = boto.generate_presigned_url("get_object", {**named, "ExpectedBucketOwner": "other"})
+    assert 403 == s3.fetch(url).status
+    for name in ("x-amz-expected-bucket-owner", "X-Amz-Expected-Bucket-Owner"):
+        moved = s3.presign("GET", "k", query={name: "other"})  # as the SDK of JavaScript does
+        assert (403, "AccessDenied") == (s3.fetch(moved).status, s3.fetch(moved).error)
+
+
 # -- head is get without the body ------------------------------------------------------------------
 
 
