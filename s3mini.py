@@ -5779,7 +5779,8 @@ def get_object_attributes(req: Request) -> Response:
                       ArgumentName="x-amz-object-attributes")
     entry = known_object(req)
     found: dict[str, object] = {
-        "ETag": entry.etag, "Checksum": checksum_elements(entry) or None,
+        "ETag": entry.etag,
+        "Checksum": [(n, v.partition("-")[0]) for n, v in checksum_elements(entry)] or None,
         "ObjectParts": part_elements(req, entry) if entry.parts else None,
         "StorageClass": "STANDARD", "ObjectSize": entry.size,
     }

@@ -482,7 +482,7 @@ def test_parts_are_told_page_by_page(s3: Client, boto: Any) -> None:
 
     total = base64_sha256(b"".join(map(base64.b64decode, sums)))
     assert "COMPOSITE" == whole["Checksum"]["ChecksumType"]
-    assert whole["Checksum"]["ChecksumSHA256"].partition("-")[0] == total
+    assert total == whole["Checksum"]["ChecksumSHA256"]  # without the "-3" that other answers have
     rows = whole["ObjectParts"]["Parts"]
     assert sums == [row["ChecksumSHA256"] for row in rows]
     assert [(1, PART), (2, PART), (3, 1)] == [(row["PartNumber"], row["Size"]) for row in rows]
