@@ -4848,15 +4848,13 @@ def describe_object(req: Request) -> Entry:
     )
 
 
-def object_headers(entry: Entry, with_checksums: bool = False) -> dict[str, str]:
-    """What GetObject and HeadObject say of an object, without its length."""
+def object_headers(entry: Entry) -> dict[str, str]:
+    """What GetObject and HeadObject say of an object, without its length and checksums."""
     headers = {"last-modified": render_http_date(entry.modified), "etag": f'"{entry.etag}"',
                "accept-ranges": "bytes", **entry.headers}
     headers.update((f"x-amz-meta-{n}", v) for n, v in entry.metadata.items())
     if entry.tags:
         headers["x-amz-tagging-count"] = str(len(entry.tags))
-    if with_checksums and entry.checksums:
-        headers.update(checksum_headers(entry))
     return headers
 
 
@@ -4915,8 +4913,9 @@ def get_object(req: Request) -> Response:
         check_unchanged(req.headers, entry)
         wanted = chosen_range(req, entry)
         span = wanted if wanted is not None else range(entry.size)
-        mode = req.headers.get("x-amz-checksum-mode", "").upper()
-        headers = object_headers(entry, mode == "ENABLED" and wanted is None)
+        headers = object_headers(entry)
+        if req.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED" and entry.checksums:
+            headers.update(checksum_headers(entry) if wanted is None else part_checksum(req, entry))
         headers.update(overrides)
         headers["content-length"] = str(len(span))
         if wanted is not None and span:
@@ -4930,7 +4929,7 @@ def get_object(req: Request) -> Response:
     if ACTIVE_TYPES.match(headers["content-type"]) and not (req.section and req.section.html):
         headers["content-security-policy"] = "sandbox"
     body = FileSpan(found.fd, span.start, len(span))  # for HEAD there is no file behind it
-    return Response(200 if wanted is None else 206, headers, body)
+    return Response(206 if wanted else 200, headers, body)  # of an empty part there is no range
 
 
 # What a browser runs scripts of, on our origin, were it not told otherwise.              [ours]
@@ -4978,6 +4977,16 @@ def part_range(entry: Entry, number: int) -> range:
         raise S3Error("InvalidPartNumber", PartNumberRequested=number, ActualPartCount=len(sizes))
     start = sum(sizes[: number - 1])
     return range(start, start + sizes[number - 1])
+
+
+def part_checksum(req: Request, entry: Entry) -> dict[str, str]:
+    """The checksum of exactly the bytes that partNumber asks for; {} where none is known."""
+    if "partNumber" not in req.query:
+        return {}
+    if entry.checksum_type == "FULL_OBJECT":
+        return checksum_headers(entry) if len(entry.parts) <= 1 else {}
+    part = entry.parts[req.part_number() - 1] if entry.parts else ""
+    return checksum_headers(replace(entry, checksums=dict(zip(entry.checksums, part.split()[2:]))))
 
 
 def put_object(req: Request) -> Response:

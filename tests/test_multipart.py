@@ -557,8 +557,13 @@ def test_a_composite_checksum_is_made_of_the_parts(s3: Client) -> None:
 
         assert total == reply.element(f"Checksum{algorithm}")
         assert (total, "COMPOSITE") == (head.headers[name], head.headers["x-amz-checksum-type"])
-        part = s3.head("k", {"x-amz-checksum-mode": "ENABLED"}, partNumber=1)
-        assert part.headers.get(name) in (None, sums[0])
+        for n, value in enumerate(sums, 1):
+            for ask in (s3.get, s3.head):
+                part = ask("k", {"x-amz-checksum-mode": "ENABLED"}, partNumber=n)
+                assert value == part.headers[name]
+                assert "COMPOSITE" == part.headers["x-amz-checksum-type"]
+        unasked = s3.head("k", partNumber=1).headers
+        assert not [n for n in unasked if n.startswith("x-amz-checksum")]
 
 
 def test_a_full_object_checksum_is_that_of_the_whole(s3: Client) -> None:
@@ -572,6 +577,8 @@ def test_a_full_object_checksum_is_that_of_the_whole(s3: Client) -> None:
     wrong = complete(s3, "k", upload, enumerate(etags, 1), x_amz_checksum_crc32=crc32(b""))
     reply = complete(s3, "k", upload, enumerate(etags, 1), x_amz_checksum_crc32=whole)
 
+    part = s3.head("k", {"x-amz-checksum-mode": "ENABLED"}, partNumber=1)
+    assert not [name for name in part.headers if name.startswith("x-amz-checksum")]
     assert ("BadDigest", 200) == (wrong.error, reply.status)
     assert (whole, "FULL_OBJECT") == (reply.element("ChecksumCRC32"), reply.element("ChecksumType"))
 
@@ -581,10 +588,15 @@ def test_crc64nvme_is_always_of_the_whole(s3: Client) -> None:
     upload = create(s3, "k", x_amz_checksum_algorithm="CRC64NVME")
     etag = send(s3, "k", upload, 1, b"123456789", x_amz_checksum_crc64nvme=value).etag
     reply = complete(s3, "k", upload, [(1, etag)])
+    part = s3.get("k", {"x-amz-checksum-mode": "ENABLED"}, partNumber=1).headers  # the only one
 
     assert (value, "FULL_OBJECT") == (
         reply.element("ChecksumCRC64NVME"),
         reply.element("ChecksumType"),
+    )
+    assert (value, "FULL_OBJECT") == (
+        part["x-amz-checksum-crc64nvme"],
+        part["x-amz-checksum-type"],
     )
 
 
@@ -731,6 +743,19 @@ def test_a_copy_of_a_multipart_object_is_put_at_once(s3: Client) -> None:
 
     assert (b"".join(pieces), "1") == (got.body, got.headers["x-amz-meta-a"])
     assert hashlib.md5(b"".join(pieces)).hexdigest() == got.etag
+
+
+def test_boto3_checks_a_part_of_a_composite(s3: Client, boto: Any) -> None:
+    where = {"Bucket": s3.bucket, "Key": "k"}
+    upload = boto.create_multipart_upload(**where, ChecksumAlgorithm="SHA256")["UploadId"]
+    sent = boto.upload_part(
+        **where, UploadId=upload, PartNumber=1, Body=b"x", ChecksumAlgorithm="SHA256"
+    )
+    part = {"PartNumber": 1, "ETag": sent["ETag"], "ChecksumSHA256": sent["ChecksumSHA256"]}
+    boto.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": [part]})
+    got = boto.get_object(**where, PartNumber=1, ChecksumMode="ENABLED")
+
+    assert (b"x", sent["ChecksumSHA256"]) == (got["Body"].read(), got["ChecksumSHA256"])
 
 
 def test_boto3_uploads_and_downloads_a_file_in_parts(

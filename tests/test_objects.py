@@ -293,6 +293,13 @@ def test_part_1_of_an_object_put_at_once_is_all_of_it(s3: Client) -> None:
     assert (206, DIGITS, "bytes 0-9/10") == (got.status, got.body, got.headers["content-range"])
 
 
+def test_part_1_of_an_empty_object_is_all_of_it(s3: Client) -> None:
+    s3.put("k")
+    for got in (s3.get("k", partNumber=1), s3.head("k", partNumber=1)):
+        assert (200, b"", "0") == (got.status, got.body, got.headers["content-length"])
+        assert "content-range" not in got.headers
+
+
 @pytest.mark.parametrize(
     ("number", "status", "code"),
     [
