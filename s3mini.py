@@ -5484,8 +5484,14 @@ def complete_multipart_upload(req: Request) -> Response:
     return answer_in_time(work, f"/{req.bucket}/{req.key}", req.id)
 
 
+def origin_of(req: Request) -> str:
+    """http:// or https:// and the Host, for a Location; a proxy may tell what the client used."""
+    is_https = req.buckets.config.tls_cert or req.headers.get("x-forwarded-proto") == "https"
+    return f"{'https' if is_https else 'http'}://{req.head.host}"
+
+
 def complete_reply(req: Request, entry: Entry) -> Response:
-    location = f"http://{req.head.host}{canonical_path(req.head.path)}"
+    location = origin_of(req) + canonical_path(req.head.path)
     return xml_response("CompleteMultipartUploadResult", [
         ("Location", location), ("Bucket", req.bucket), ("Key", req.key),
         ("ETag", f'"{entry.etag}"'), *checksum_elements(entry)])
@@ -5966,6 +5972,7 @@ def post_object(req: Request) -> Response:
     fields = {
         n: v.replace("${filename}", filename) if n != "policy" else v for n, v in fields.items()
     }
+    origin = origin_of(req)
     signed = verify_form(fields, req.buckets.keyring, req.now)
     sizes = check_policy(fields, req.bucket, req.now)
     grants = req.buckets.grants(req.bucket, signed.access_key)
@@ -5984,7 +5991,7 @@ def post_object(req: Request) -> Response:
             raise S3Error("EntityTooSmall", ProposedSize=body.size, MinSizeAllowed=sizes.start)
         return with_body(entry, body)
 
-    return form_reply(req, fields, req.store.put(req.key, body, describe, req.check_write))
+    return form_reply(req, origin, fields, req.store.put(req.key, body, describe, req.check_write))
 
 
 def form_key(key: str) -> str:
@@ -6008,10 +6015,10 @@ def form_headers(fields: Mapping[str, str]) -> dict[str, str]:
     return {n: v.encode("utf-8", "surrogateescape").decode("latin-1") for n, v in named.items()}
 
 
-def form_reply(req: Request, fields: Mapping[str, str], entry: Entry) -> Response:
+def form_reply(req: Request, origin: str, fields: Mapping[str, str], entry: Entry) -> Response:
     """204, or what success_action_status and success_action_redirect ask for. [AWS: POST]"""
     etag, place = f'"{entry.etag}"', canonical_path(req.head.path).rstrip("/")
-    location = f"http://{req.head.host}{place}/{quote(req.key, safe='/-._~')}"
+    location = f"{origin}{place}/{quote(req.key, safe='/-._~')}"
     headers = {"etag": etag, "location": location, "content-length": "0"}
     target = fields.get("success_action_redirect") or fields.get("redirect", "")
     if re.fullmatch(r"https?://[!-~]+", target):

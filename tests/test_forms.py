@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Optional, Union
 
 import pytest
@@ -859,6 +860,36 @@ def test_a_form_at_a_virtual_host_names_the_place_there(serve: Callable[..., Ser
 
     assert (201, "http://media.s3.example.com/a%20b") == (reply.status, reply.element("Location"))
     assert b"content" == server.client(bucket="media").get("a b").body
+
+
+@pytest.mark.parametrize(
+    ("told", "scheme"), [("https", "https"), ("http", "http"), ("javascript", "http"), ("", "http")]
+)
+def test_a_proxy_tells_what_the_place_begins_with(server: Server, told: str, scheme: str) -> None:
+    s3 = server.client("media-key", bucket="media")
+    fields = {"key": "a", "success_action_status": "201"}
+    conditions = ({"key": "a"}, {"success_action_status": "201"})
+    form = Form("media", fields, conditions, access_key="media-key")
+    reply = submit(server, form, x_forwarded_proto=told)
+    upload = s3.post("b", query="uploads").element("UploadId")
+    etag = s3.put("b", b"x", partNumber=1, uploadId=upload).etag
+    named = f"<Part><PartNumber>1</PartNumber><ETag>{etag}</ETag></Part>"
+    body = f"<CompleteMultipartUpload>{named}</CompleteMultipartUpload>".encode()
+    joined = s3.post("b", body, {"x-forwarded-proto": told}, uploadId=upload)
+
+    assert f"{scheme}://{server.address}/media/a" == reply.element("Location")
+    assert reply.element("Location") == reply.headers["location"]
+    assert f"{scheme}://{server.address}/media/b" == joined.element("Location")
+
+
+def test_with_a_certificate_of_its_own_the_place_is_https() -> None:
+    config = s3mini.dev_config("127.0.0.1:0", "/nowhere")
+    for cert, scheme in (("", "http"), ("/x.pem", "https")):
+        buckets = SimpleNamespace(config=replace(config, tls_cert=cert))
+        head = SimpleNamespace(host="box:9000")
+        asked: Any = SimpleNamespace(buckets=buckets, head=head, headers={})
+
+        assert f"{scheme}://box:9000" == s3mini.origin_of(asked)
 
 
 # -- the published example -------------------------------------------------------------------------
