@@ -5130,6 +5130,12 @@ def open_copy_source(req: Request) -> Found:
     return found
 
 
+def check_reader(req: Request, bucket: str) -> None:
+    """Whether the key itself may read the bucket, public or not. Raises AccessDenied."""
+    if "read" not in req.buckets.grants(bucket, req.access_key):
+        raise S3Error("AccessDenied")
+
+
 def directive(req: Request, name: str) -> bool:
     """Whether a COPY/REPLACE header says REPLACE. Raises InvalidArgument."""
     value = req.headers.get(name, "COPY")
@@ -5152,6 +5158,8 @@ def copy_object(req: Request) -> Response:
     found = open_copy_source(req)
     try:
         entry = found.entry
+        if entry.tags and not new_tags:  # they are not public where the object is
+            check_reader(req, parse_copy_source(req.headers["x-amz-copy-source"])[0])
         given = replace(
             given,
             headers=given.headers if new_metadata else entry.headers,
@@ -6207,10 +6215,11 @@ def delete_bucket_cors(req: Request) -> Response:
 
 SERVICE, BUCKET, OBJECT = "service", "bucket", "object"
 
-# What a request needs. READ is open to all where the bucket is public; KNOWN is any grant on the
-# bucket; KEY is any key at all; NOTHING is for what carries its own proof, or tells nothing.
+# What a request needs. READ is open to all where the bucket is public, READ_MORE only to keys that
+# may read; KNOWN is any grant on the bucket; KEY is any key at all; NOTHING is for what carries its
+# own proof, or tells nothing.
 READ, LIST, WRITE, DELETE, CONFIGURE = "read", "list", "write", "delete", "configure"
-KNOWN, KEY, NOTHING = "known", "key", "nothing"
+READ_MORE, KNOWN, KEY, NOTHING = "read more", "known", "key", "nothing"
 
 # What tools ask a bucket by habit, and AWS's answer where nothing is configured.
 HABITS: dict[tuple[str, str, str], tuple[Operation, str]] = {
@@ -6279,11 +6288,11 @@ ROUTES: dict[tuple[str, str, str], tuple[Operation, str]] = {
     ("PUT",    OBJECT,  "copy"):      (copy_object,                  WRITE),
     ("PUT",    OBJECT,  "renameObject"): (rename_object,             WRITE),
     ("DELETE", OBJECT,  ""):          (delete_object,                DELETE),
-    ("GET",    OBJECT,  "attributes"): (get_object_attributes,       READ),
-    ("GET",    OBJECT,  "tagging"):   (get_object_tagging,           READ),
+    ("GET",    OBJECT,  "attributes"): (get_object_attributes,       READ_MORE),
+    ("GET",    OBJECT,  "tagging"):   (get_object_tagging,           READ_MORE),
     ("PUT",    OBJECT,  "tagging"):   (put_object_tagging,           WRITE),
     ("DELETE", OBJECT,  "tagging"):   (delete_object_tagging,        WRITE),
-    ("GET",    OBJECT,  "acl"):       (get_object_acl,               READ),
+    ("GET",    OBJECT,  "acl"):       (get_object_acl,               READ_MORE),
     ("PUT",    OBJECT,  "acl"):       (put_object_acl,               WRITE),
     ("POST",   OBJECT,  "uploads"):   (create_multipart_upload,      WRITE),
     ("PUT",    OBJECT,  "uploadId"):  (upload_part,                  WRITE),
@@ -6409,6 +6418,9 @@ def authorize(req: Request, needs: str) -> None:
         allowed = bool(req.grants)
     elif needs == DELETE:
         check_delete_grant(req, req.key)
+        return
+    elif needs == READ_MORE:  # what is public is the object, not what is kept beside it
+        check_reader(req, req.bucket)
         return
     elif needs == READ and "read" not in req.grants:
         allowed = bool(req.section and req.section.acl)  # get_object looks at the object's ACL

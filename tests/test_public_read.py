@@ -127,6 +127,32 @@ def test_anyone_may_read_a_public_bucket(world: Server) -> None:
     assert 200 == anyone.get("cat.jpg", query="v=3").status
 
 
+@pytest.mark.parametrize("query", ["tagging", "acl", "attributes"])
+def test_what_is_kept_beside_a_public_object_is_not_public(world: Server, query: str) -> None:
+    full = world.client("open-key", bucket="open")
+    full.put("tagged", b"x", {"x-amz-tagging": "customer=secret"})
+    asked = {"x-amz-object-attributes": "ETag,Checksum,ObjectSize"}
+    others = [world.client(key, bucket="open") for key in ("", "open-writer-key", "media-key")]
+
+    assert 200 == full.get("tagged", asked, query=query).status
+    for other in others:
+        assert 200 == other.get("tagged").status
+        for key in ("tagged", "missing"):
+            assert DENIED == outcome(other.get(key, asked, query=query))
+
+
+def test_a_copy_does_not_tell_the_tags_of_a_public_object(world: Server, owner: Client) -> None:
+    full = world.client("open-key", bucket="open")
+    full.put("tagged", b"x", {"x-amz-tagging": "customer=secret"})
+
+    assert DENIED == outcome(copy(owner, "open/tagged", "told"))
+    assert 404 == owner.head("told").status
+    replaced = {"x-amz-copy-source": "open/tagged", "x-amz-tagging-directive": "REPLACE"}
+    assert 200 == owner.put("told", b"", replaced).status
+    assert b"x" == owner.get("told").body
+    assert [] == owner.get("told", query="tagging").elements("Key")
+
+
 def test_a_missing_object_of_a_public_bucket_is_missing(world: Server) -> None:
     assert (404, "NoSuchKey") == outcome(world.client("", bucket="open").get("missing"))
 
