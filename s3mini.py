@@ -1054,14 +1054,17 @@ class DeleteItem(NamedTuple):
 
     key: str
     version_id: str  # "" when none is named
-    etag: str  # "" when none is asked for
+    etag: str = ""  # the conditions; "" where there is none
+    size: str = ""
+    modified: str = ""  # an HTTP date or an ISO one
 
 
 def parse_delete(data: bytes) -> tuple[list[DeleteItem], bool]:
     """The objects of a DeleteObjects body and whether it is quiet. Raises MalformedXML."""
     root = parse_xml(data, "Delete")
     items = [
-        DeleteItem(n.get("Key"), n.get("VersionId"), n.get("ETag").strip('"'))
+        DeleteItem(n.get("Key"), n.get("VersionId"), n.get("ETag").strip('"'),
+                   n.get("Size").strip(), n.get("LastModifiedTime").strip())
         for n in root.all("Object")
     ]
     if not 1 <= len(items) <= MAX_KEYS or not all(item.key for item in items):
@@ -5039,7 +5042,8 @@ def check_delete(headers: Mapping[str, str], key: str, old: Optional[Entry]) -> 
     )
     if old and size is not None and size != str(old.size):
         raise S3Error("PreconditionFailed", Condition="x-amz-if-match-size")
-    if old and date is not None and parse_http_date(date) != old.modified:
+    dates = (parse_http_date(date), parse_iso_date(date)) if date is not None else ()
+    if old and dates and old.modified not in dates:
         raise S3Error("PreconditionFailed", Condition="x-amz-if-match-last-modified-time")
 
 
@@ -5070,7 +5074,10 @@ def delete_objects(req: Request) -> Response:
 
 
 def delete_conditions(item: DeleteItem) -> dict[str, str]:
-    return {"if-match": item.etag} if item.etag else {}
+    """As the headers of a DeleteObject. [AWS: ObjectIdentifier]"""
+    found = {"if-match": item.etag, "x-amz-if-match-size": item.size,
+             "x-amz-if-match-last-modified-time": item.modified}
+    return {name: value for name, value in found.items() if value}
 
 
 def refuse_delete(req: Request, item: DeleteItem) -> Optional[S3Error]:

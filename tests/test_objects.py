@@ -9,7 +9,8 @@ import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from email.utils import formatdate
+from datetime import timedelta
+from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Callable
 from urllib.parse import quote
@@ -1089,6 +1090,40 @@ def test_one_failure_does_not_stop_the_others(s3: Client) -> None:
     assert (200, ["b", "c", "k" * 1025]) == (reply.status, reply.elements("Key"))
     assert ["NoSuchVersion", "PreconditionFailed", "KeyTooLongError"] == reply.elements("Code")
     assert ["b", "c"] == s3.get(list_type=2).elements("Key")
+
+
+@pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%Y-%m-%dT%H:%M:%SZ"])
+def test_each_of_many_may_have_its_conditions(s3: Client, form: str) -> None:
+    s3.put("k", b"x")
+    then = parsedate_to_datetime(s3.head("k").headers["last-modified"])
+    date = f"<LastModifiedTime>{then.strftime(form)}</LastModifiedTime>"
+    other = (then - timedelta(seconds=1)).strftime(form)
+    for wrong in (
+        "<Size>2</Size>",
+        "<Size>0</Size>",
+        f"<ETag>{md5(b'x')}</ETag><Size>2</Size>",
+        f"<LastModifiedTime>{other}</LastModifiedTime>",
+        "<LastModifiedTime>yesterday</LastModifiedTime>",
+        f"<Size>2</Size>{date}",
+    ):
+        reply = post_delete(s3, f"<Delete><Object><Key>k</Key>{wrong}</Object></Delete>")
+        assert (["PreconditionFailed"], 200) == (reply.elements("Code"), s3.head("k").status), wrong
+    right = f"<ETag>{md5(b'x')}</ETag><Size>1</Size>{date}"
+    reply = post_delete(s3, f"<Delete><Object><Key>k</Key>{right}</Object></Delete>")
+
+    assert ([], 404) == (reply.elements("Code"), s3.head("k").status)
+
+
+def test_boto3_deletes_many_under_conditions(s3: Client, boto: Any) -> None:
+    s3.put("k", b"x")
+    then = boto.head_object(Bucket=s3.bucket, Key="k")["LastModified"]
+    statuses = []
+    for when in (then - timedelta(seconds=1), then):
+        named = {"Objects": [{"Key": "k", "Size": 1, "LastModifiedTime": when}]}
+        boto.delete_objects(Bucket=s3.bucket, Delete=named)
+        statuses.append(s3.head("k").status)
+
+    assert [200, 404] == statuses
 
 
 def test_a_thousand_keys_are_the_most(s3: Client) -> None:
