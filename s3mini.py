@@ -247,6 +247,17 @@ class S3Error(Exception):
         super().__init__(message or default)
 
 
+def error_of_disk(why: OSError) -> S3Error:
+    """What a client is told of an OSError; the log has the rest."""
+    if why.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return S3Error("InsufficientStorage")
+    if why.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return S3Error("ServiceUnavailable")
+    if why.errno == errno.ENAMETOOLONG:
+        return S3Error("KeyTooLongError", "The key makes a path too long for the server's disk.")
+    return S3Error("InternalError")
+
+
 class ConfigError(Exception):
     """A mistake of the operator: one sentence with the place and what to do."""
 
@@ -2805,6 +2816,7 @@ class Upload:
 
 
 Check = Callable[[Optional[Entry]], None]
+Deleted = Union[Entry, S3Error, OSError, None]  # what a key was, or why it may still be there
 
 
 def no_check(_: Optional[Entry]) -> None:
@@ -4018,16 +4030,17 @@ class Store:
     def delete(self, key: str, check: Check) -> Optional[Entry]:
         """Remove the object; what it was, or None when there was none."""
         found = self.delete_many([(key, check)])[0]
-        if isinstance(found, S3Error):
+        if isinstance(found, Exception):
             raise found
         return found
 
-    def delete_many(self, wanted: list[tuple[str, Check]]) -> list[Union[Entry, S3Error, None]]:
+    def delete_many(self, wanted: list[tuple[str, Check]]) -> list[Deleted]:
         """Remove objects: the data of all, one sync for each folder, then the sidecars.
 
-        An orphan sidecar is harmless, a data file without one would be adopted.
+        An orphan sidecar is harmless, a data file without one would be adopted. An error is that
+        key's own; a folder that cannot be synced is an error for every key deleted in it.
         """
-        results: list[Union[Entry, S3Error, None]] = []
+        results: list[Deleted] = []
         gone: dict[tuple[str, ...], list[tuple[str, str]]] = {}  # folder -> [(key, name)]
         for key, check in wanted:
             try:
@@ -4036,10 +4049,17 @@ class Store:
                 results.append(entry)
                 if name:
                     gone.setdefault(tuple(names[:-1]), []).append((key, name))
-            except S3Error as why:
+            except (S3Error, OSError) as why:
                 results.append(why)
         for names_key, deleted in gone.items():
-            self._finish_delete(list(names_key), deleted)
+            try:
+                self._finish_delete(list(names_key), deleted)
+            except OSError as why:
+                failed = {key for key, _ in deleted}
+                results = [
+                    why if key in failed and not isinstance(result, Exception) else result
+                    for (key, _), result in zip(wanted, results)
+                ]
         return results
 
     def _delete_data(
@@ -4526,6 +4546,7 @@ class Request:
     source: Source  # the body's bytes, framing removed
     now: float  # the request's one clock reading
     id: str  # x-amz-request-id
+    troubles: list[str] = field(default_factory=list)  # of ours, for the log of an answer with 200
 
     @property
     def headers(self) -> dict[str, str]:
@@ -5064,6 +5085,9 @@ def delete_objects(req: Request) -> Response:
     results: Children = []
     for i, item in enumerate(items):
         found = refused[i] if i in refused else next(done)
+        if isinstance(found, OSError):
+            req.troubles.append(f"{type(found).__name__}: {found}")
+            found = error_of_disk(found)
         version = [("VersionId", item.version_id)] if item.version_id else []
         if isinstance(found, S3Error):
             results.append(("Error", [("Key", item.key), *version, ("Code", found.code),
@@ -6583,7 +6607,9 @@ class App:
                       call.source, call.now, call.id)
         authorize(req, needs)
         check_refused_headers(head.headers)
-        return operation(req)
+        response = operation(req)
+        answer.trouble = "; ".join(dict.fromkeys(req.troubles))
+        return response
 
     def rules_of(self, bucket: str) -> list[CorsRule]:
         """Raises NoSuchBucket."""
@@ -6616,17 +6642,6 @@ class Answer:
     code: str = ""  # of the S3 error, if it is one
     trouble: str = ""  # what went wrong on our side
     rules: list[CorsRule] = field(default_factory=list)
-
-
-def error_of_disk(why: OSError) -> S3Error:
-    """What a client is told of an OSError; the log has the rest."""
-    if why.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return S3Error("InsufficientStorage")
-    if why.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        return S3Error("ServiceUnavailable")
-    if why.errno == errno.ENAMETOOLONG:
-        return S3Error("KeyTooLongError", "The key makes a path too long for the server's disk.")
-    return S3Error("InternalError")
 
 
 # ==================================================================================================

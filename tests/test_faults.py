@@ -6,10 +6,12 @@ that is full, of bytes or of files, a limit of file sizes, too few descriptors.
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -143,7 +145,7 @@ def delete(store: s3mini.Store) -> Things:
 
 def delete_many(store: s3mini.Store) -> Things:
     for result in store.delete_many([("x/k", s3mini.no_check), ("a", s3mini.no_check)]):
-        if isinstance(result, s3mini.S3Error):
+        if isinstance(result, Exception):
             raise result
     return {"x/k": None, "a": None}
 
@@ -578,6 +580,44 @@ def test_without_descriptors_requests_are_refused_and_nothing_is_lost(serve: Ser
     check_works(server, s3)
     left = max(int(name) for name in os.listdir(f"/proc/{server.process.pid}/fd"))
     assert used + 2 >= left, "descriptors leak"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "code", "failed"),
+    [
+        ("unlink", errno.EIO, "InternalError", ["x/a"]),
+        ("unlink", errno.ENOSPC, "InsufficientStorage", ["x/a"]),
+        ("sync_folder", errno.EIO, "InternalError", ["x/a", "x/b", "x/a"]),
+    ],
+)
+def test_of_many_deletes_each_tells_what_the_disk_did_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    call: str,
+    error: int,
+    code: str,
+    failed: list[str],
+) -> None:
+    disk = FailingDisk("", 0, error)
+    monkeypatch.setattr(s3mini, "Disk", lambda durable: disk)
+    keys = ["x/a", "never/was", "x/b", "y/c", "x/a"]
+    with s3mini.start("media") as fake:
+        s3 = Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key, "media")
+        for key in ("x/a", "x/b", "y/c"):
+            s3.put(key, b"x")
+        for name in ("a", "b"):  # so the second x/a finds nothing at all
+            os.unlink(f"{fake.data}/media/x/.{name}.s3mini.json")
+        disk.call, disk.number, disk.calls = call, 1, 0
+        body = "".join(f"<Object><Key>{key}</Key></Object>" for key in keys)
+        md5 = hashlib.md5(f"<Delete>{body}</Delete>".encode()).digest()
+        headers = {"content-md5": base64.b64encode(md5).decode()}
+        reply = s3.post("", f"<Delete>{body}</Delete>".encode(), headers, query="delete")
+
+    told = re.findall(r"<(Error|Deleted)><Key>(.*?)</Key>", reply.body.decode())
+    assert (200, keys) == (reply.status, [key for _, key in told])
+    assert failed == [key for kind, key in told if kind == "Error"]
+    assert {code} == set(reply.elements("Code"))
+    assert f"OSError: [Errno {error}]" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_and_no_more(room: Room) -> None:
