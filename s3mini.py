@@ -1820,7 +1820,7 @@ def parse_condition(condition: object) -> tuple[str, str, str]:
     kind, name, wanted = condition[0].lower(), condition[1], condition[2]
     if kind == "content-length-range":
         sizes = [str(x) for x in (name, wanted)]
-        if not all(re.fullmatch("[0-9]{1,15}", x) for x in sizes):
+        if not all(re.fullmatch("[0-9]{1,19}", x) for x in sizes):  # some say 2**63 - 1
             raise bad
         return kind, sizes[0], sizes[1]
     if (

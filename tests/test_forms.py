@@ -223,6 +223,17 @@ def test_the_size_has_its_range(
         assert b"x" * size == s3.get("k").body
 
 
+@pytest.mark.parametrize("most", [10**15, 2**63 - 1, 10**19 - 1])
+def test_a_range_of_sizes_may_end_behind_every_object(
+    server: Server, form: Form, most: int
+) -> None:
+    wide = replace(form, conditions=(*form.conditions, ["content-length-range", 0, most]))
+    huge = replace(form, conditions=(*form.conditions, ["content-length-range", most, most]))
+
+    assert 204 == submit(server, wide).status
+    refused(server, huge, 400, "EntityTooSmall")
+
+
 def test_of_two_ranges_of_sizes_both_count(server: Server, form: Form) -> None:
     ranges = (["content-length-range", 0, 10], ["content-length-range", 5, 100])
     both = replace(form, conditions=(*form.conditions, *ranges))
