@@ -4811,8 +4811,10 @@ def parse_kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers that come back with the object as they came. [AWS: PutObject]"""
     kept = {n: headers[n] for n in KEPT_HEADERS if headers.get(n)}
     kept.setdefault("content-type", "binary/octet-stream")
-    codings = [c.strip() for c in headers.get("content-encoding", "").split(",")]
-    coding = ",".join(c for c in codings if c and c.lower() != "aws-chunked")
+    coding = headers.get("content-encoding", "")
+    if "aws-chunked" in coding.lower():  # it was the body's, on its way, and not the object's
+        codings = [c.strip() for c in coding.split(",")]
+        coding = ",".join(c for c in codings if c and c.lower() != "aws-chunked")
     if coding:
         kept["content-encoding"] = coding
     return kept

@@ -163,6 +163,13 @@ def test_aws_chunked_is_no_encoding_of_the_object(s3: Client, sent: str, stored:
     assert (b"x", stored) == (got.body, got.headers.get("content-encoding"))
 
 
+@pytest.mark.parametrize("coding", ["br, gzip", "gzip,,br", " gzip , br", "identity", "GZIP"])
+def test_an_encoding_comes_back_as_it_came(s3: Client, coding: str) -> None:
+    s3.put("k", b"x", {"content-encoding": coding})
+
+    assert coding.strip() == s3.get("k").headers["content-encoding"]
+
+
 @pytest.mark.parametrize(
     "value",
     [
