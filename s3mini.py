@@ -4902,10 +4902,26 @@ def parse_overrides(req: Request) -> dict[str, str]:
     return {n: v.encode("utf-8").decode("latin-1") for n, v in found.items()}
 
 
+VERSION_ID = re.compile(r"[A-Za-z0-9._+/=-]{32,1024}")  # what ids of AWS look like      [AWS: docs]
+
+
 def check_version(req: Request) -> None:
-    """There is one version, called null. Raises NoSuchVersion."""
-    if req.query.get("versionId", "null") != "null":
-        raise S3Error("NoSuchVersion", Key=req.key, VersionId=req.query["versionId"])
+    """Raises NoSuchVersion, InvalidArgument."""
+    check_version_id(req.query.get("versionId", "null"), req.key)
+
+
+def check_version_id(version_id: str, key: str) -> None:
+    """There is one version, called null. Of other ids AWS refuses what it could not have made.
+
+    Raises NoSuchVersion, InvalidArgument. [AWS's answers in versitygw #1638, noobaa-core #7970]
+    """
+    if version_id == "null":
+        return
+    if not VERSION_ID.fullmatch(version_id):
+        empty_id = "Version id cannot be the empty string"
+        raise S3Error("InvalidArgument", "Invalid version id specified" if version_id else empty_id,
+                      ArgumentName="versionId", ArgumentValue=version_id)
+    raise S3Error("NoSuchVersion", Key=key, VersionId=version_id)
 
 
 def open_object(req: Request) -> Found:
@@ -5111,7 +5127,7 @@ def refuse_delete(req: Request, item: DeleteItem) -> Optional[S3Error]:
     try:
         check_key(item.key)
         check_delete_grant(req, item.key)
-        if item.version_id not in ("", "null"):
+        if item.version_id not in ("", "null"):  # AWS says so of every id    [versitygw #2119]
             raise S3Error("NoSuchVersion")
     except S3Error as why:
         return why
@@ -5127,14 +5143,16 @@ def parse_copy_source(text: str) -> tuple[str, str]:
     Raises InvalidArgument, NoSuchVersion and what check_key raises. [AWS: CopyObject]
     """
     path, _, query = text.partition("?")
-    if query not in ("", "versionId=null"):
-        raise S3Error("NoSuchVersion" if query.startswith("versionId=") else "InvalidArgument")
+    name, _, version_id = query.partition("=")
+    if query and name != "versionId":
+        raise S3Error("InvalidArgument", "Invalid copy source: ?versionId= is all that may follow.")
     bucket, _, key = decode_escapes(path, plus=True).lstrip("/").partition("/")
     if not bucket or not key:
         raise S3Error("InvalidArgument", "Copy Source must mention the source bucket and key: "
                       "sourcebucket/sourcekey", ArgumentName="x-amz-copy-source",
                       ArgumentValue=text)
     check_key(key)
+    check_version_id(version_id if query else "null", key)
     return bucket, key
 
 

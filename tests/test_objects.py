@@ -442,11 +442,44 @@ def test_reads_ignore_names_that_select_nothing(s3: Client, query: str) -> None:
     assert 200 == s3.head("k", query=query).status
 
 
-def test_the_version_null_is_the_only_one(s3: Client) -> None:
-    s3.put("k", b"x")
+VERSIONED = [("GET", ""), ("HEAD", ""), ("DELETE", ""), ("GET", "tagging"), ("PUT", "tagging"),
+             ("DELETE", "tagging"), ("GET", "acl"), ("GET", "attributes")]  # fmt: skip
 
-    assert b"x" == s3.get("k", versionId="null").body
-    assert "NoSuchVersion" == s3.get("k", versionId="3HL4kqtJvjVBH40Nrjfkd").error
+
+@pytest.mark.parametrize(("method", "query"), VERSIONED)
+@pytest.mark.parametrize(
+    ("version", "status", "code"),
+    [
+        ("dsf", 400, "InvalidArgument"),
+        ("", 400, "InvalidArgument"),
+        ("Null", 400, "InvalidArgument"),
+        ("a" * 31 + "!", 400, "InvalidArgument"),
+        ("v5n1PPUjOCMHLyyfq0ayjoZ5RZLfVQKA", 404, "NoSuchVersion"),
+        ("KC0WuaPTHv7At3olS.BPuh.weAJqMkKJ", 404, "NoSuchVersion"),
+    ],
+)
+def test_the_version_null_is_the_only_one(
+    s3: Client, method: str, query: str, version: str, status: int, code: str
+) -> None:
+    s3.put("k", b"x")
+    asked = {"x-amz-object-attributes": "ETag"}
+    named = f"{query}&versionId={version}".lstrip("&")
+    reply = s3(method, "k", TAGS if method == "PUT" else b"", asked, query=named)
+
+    assert (status, code if method != "HEAD" else "") == (reply.status, reply.error)
+    assert (b"x", None) == (s3.get("k").body, s3.get("k").headers.get("x-amz-tagging-count"))
+
+
+@pytest.mark.parametrize(("method", "query"), VERSIONED)
+def test_the_version_null_may_be_named(s3: Client, method: str, query: str) -> None:
+    """rclone and s3-tests delete what a listing of versions tells them."""
+    s3.put("k", b"x")
+    asked = {"x-amz-object-attributes": "ETag"}
+    named = f"{query}&versionId=null".lstrip("&")
+    reply = s3(method, "k", TAGS if method == "PUT" else b"", asked, query=named)
+
+    assert reply.status in (200, 204)
+    assert s3.head("k").status == (404 if (method, query) == ("DELETE", "") else 200)
 
 
 # A POST without a known name is no operation at all, so the method is what is wrong.
@@ -983,7 +1016,10 @@ def test_a_source_is_read_as_aws_reads_it(s3: Client) -> None:
         ("BUCKET/", 400, "InvalidArgument"),
         ("BUCKET", 400, "InvalidArgument"),
         ("", 400, "InvalidArgument"),
-        ("BUCKET/a?versionId=unknown", 404, "NoSuchVersion"),
+        ("BUCKET/a?versionId=unknown", 400, "InvalidArgument"),
+        ("BUCKET/a?versionId=", 400, "InvalidArgument"),
+        ("BUCKET/a?version=null", 400, "InvalidArgument"),
+        ("BUCKET/a?versionId=v5n1PPUjOCMHLyyfq0ayjoZ5RZLfVQKA", 404, "NoSuchVersion"),
         ("BUCKET/%zz", 400, "InvalidURI"),
         ("BUCKET/%ff", 400, "InvalidURI"),
         ("BUCKET/../media/x", 400, "InvalidURI"),
