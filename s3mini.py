@@ -161,6 +161,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "InvalidPolicyDocument": (400, "The content of the form does not meet the policy's form."),
     "InvalidRequest": (400, "Invalid Request"),
     "InvalidToken": (400, "The provided token is malformed or otherwise invalid."),
+    "InvalidStorageClass": (400, "The storage class you specified is not valid"),
     "InvalidTag": (400, "The tag provided was not a valid tag."),
     "InvalidURI": (400, "Couldn't parse the specified URI."),
     "InvalidWriteOffset": (400, "The write offset does not match the current object size."),
@@ -4765,13 +4766,18 @@ REFUSED_HEADERS = (
     "x-amz-mfa",
     "x-amz-copy-source-server-side-",
 )
+STORAGE_CLASSES = frozenset((  # all come to STANDARD here                       [AWS: PutObject]
+    "STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER",
+    "DEEP_ARCHIVE", "OUTPOSTS", "GLACIER_IR", "SNOW", "EXPRESS_ONEZONE", "FSX_OPENZFS", "FSX_ONTAP",
+))
 OWNER_HEADERS = ("x-amz-expected-bucket-owner", "x-amz-source-expected-bucket-owner")
 
 
 def check_refused_headers(headers: Mapping[str, str]) -> None:
     """What is not done is refused by name, never accepted and forgotten; for every operation.
 
-    Raises NotImplemented, InvalidArgument, AccessDenied where another owner is expected.
+    Raises NotImplemented, InvalidArgument, InvalidStorageClass, and AccessDenied where another
+    owner is expected.
     """
     for name, value in headers.items():
         if not name.startswith("x-amz-"):
@@ -4780,6 +4786,8 @@ def check_refused_headers(headers: Mapping[str, str]) -> None:
             raise S3Error("NotImplemented", f"{name} is not done here.", Header=name)
         if name in OWNER_HEADERS and value != OWNER[0][1]:
             raise S3Error("AccessDenied", f"{name}: every bucket here belongs to {OWNER[0][1]}.")
+        if name == "x-amz-storage-class" and value not in STORAGE_CLASSES:
+            raise S3Error("InvalidStorageClass", StorageClassRequested=value)
         if name == "x-amz-acl" and value not in CANNED_ACLS:
             raise S3Error("InvalidArgument", ArgumentName=name, ArgumentValue=value)
 

@@ -511,6 +511,18 @@ def test_the_numbers_of_a_page_are_numbers(s3: Client, name: str, value: str) ->
 # -- storage classes -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["BOGUS", "standard", "", "STANDARD IA"])
+def test_a_storage_class_that_is_none_is_refused(s3: Client, name: str) -> None:
+    s3.put("k", b"old")
+    asked = {"x-amz-storage-class": name}
+
+    assert (400, "InvalidStorageClass") == outcome(s3.put("k", b"new", asked))
+    assert (400, "InvalidStorageClass") == outcome(s3.post("k", b"", asked, query="uploads"))
+    copied = {**asked, "x-amz-copy-source": f"/{s3.bucket}/k"}
+    assert (400, "InvalidStorageClass") == outcome(s3.put("k", b"", copied))
+    assert b"old" == s3.get("k").body
+
+
 @pytest.mark.parametrize("name", ["STANDARD", "STANDARD_IA", "REDUCED_REDUNDANCY", "GLACIER"])
 def test_every_storage_class_is_standard(s3: Client, name: str) -> None:
     assert 200 == s3.put("k", b"x", {"x-amz-storage-class": name}).status
