@@ -500,6 +500,7 @@ class IniReader:
 
     def __init__(self, text: str, source: str, folder: str):
         self.text, self.source, self.folder = text, source, folder
+        self.tables: dict[str, dict[str, str]] = {}  # section -> its own options, as written
 
     def read(self) -> Config:
         """Raises ConfigError."""
@@ -520,7 +521,8 @@ class IniReader:
             )
         except configparser.ParsingError as why:  # the line is not shown: it may hold a secret
             self.fail_at(why.errors[0][0], self.without_value(why.errors[0][0]))
-        tables = {name: dict(parser.items(name)) for name in parser.sections()}
+        self.tables = {name: dict(parser.items(name)) for name in parser.sections()}
+        tables = dict(self.tables)
         server = self.values("SERVER", "server", tables.pop("SERVER", {}))
         defaults = tables.pop("DEFAULT", {})
         self.values("DEFAULT", "bucket", defaults)
@@ -569,7 +571,8 @@ class IniReader:
         if not re.fullmatch(r"[!-~]*", found["access_key"]) or re.search(
             "[/,]", found["access_key"]
         ):
-            self.fail(name, "access_key", f"access_key in [{name}]: no spaces, '/' or ','")
+            place = self.home(name, "access_key")
+            self.fail(name, "access_key", f"access_key in [{place}]: no spaces, '/' or ','")
         found["path"] = found["path"] and self.absolute(found["path"])
         if found["path"] and ("*" in pattern or "path" not in own):
             self.fail(
@@ -616,16 +619,31 @@ class IniReader:
     def absolute(self, path: str) -> str:
         return os.path.abspath(os.path.join(self.folder, os.path.expanduser(path)))
 
+    def home(self, section: str, option: str) -> str:
+        """The section where the option stands: DEFAULT when it is inherited."""
+        is_own = section == "SERVER" or option in self.tables.get(section, {})
+        return section if is_own or option not in self.tables.get("DEFAULT", {}) else "DEFAULT"
+
     def line_of(self, section: str, option: str) -> int:
-        """The line of the option in the section, or of the section's head."""
-        here, found = "", 1
+        """The line of the option in the section, or of the section's head.
+
+        As configparser reads it: sections and options may be indented, and a line further in than
+        the option right above goes on with its value. [Python: configparser]
+        """
+        section = self.home(section, option)
+        here, found, indent, in_value = "", 1, 0, False
         for number, line in enumerate(self.text.splitlines(), 1):
-            head = re.match(r"\[(.+)\]", line)
-            here = head[1] if head else here
-            if here == section and head:
-                found = number
-            name = re.match(r"([^\s=:][^=:]*?)\s*[=:]", line)
-            if here == section and name and not head and name[1].lower() == option:
+            text = line.strip()
+            if not text or text[0] in "#;":
+                in_value = False
+                continue
+            if in_value and len(line) - len(line.lstrip()) > indent:
+                continue
+            indent, head = len(line) - len(line.lstrip()), re.match(r"\[(.+)\]", text)
+            in_value = not head
+            if head:
+                here, found = head[1], number if head[1] == section else found
+            elif here == section and re.split("[=:]", text)[0].strip().lower() == option:
                 return number
         return found
 

@@ -114,6 +114,32 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
     ),
     "section twice": (GOOD + "[media]\naccess_key = x\n", 4, ["media"]),
     "option twice": (GOOD + "access_key = x\n", 4, ["access_key", "media"]),
+    "indented": ("  [media]\n  access_key = k\n  acces_key = k\n", 3, ["'acces_key'"]),
+    "indented further": (
+        "[media]\n  access_key = k\n  secret_key = s\n\n    pubic = read\n",
+        5,
+        ["'pubic'"],
+    ),
+    "indented below a comment": (
+        "[media]\naccess_key = k\nsecret_key = s\npublic = no\n# a comment\n  mode = rw\n",
+        6,
+        ["'rw'"],
+    ),
+    "a value of several lines": (
+        "[media]\naccess_key = k\nsecret_key = s\npublic = a/\n  mode = rw/\nmode = rw\n",
+        6,
+        ["'rw'"],
+    ),
+    "inherited": (
+        "[media]\n[DEFAULT]\n  access_key = a b\nsecret_key = s\n",
+        3,
+        ["access_key in [DEFAULT]"],
+    ),
+    "inherited secret": (
+        "[DEFAULT]\naccess_key = k\nsecret_key = env:S3MINI_NOT_SET\n[media]\n",
+        3,
+        ["S3MINI_NOT_SET"],
+    ),
     "no section": ("access_key = x\n", 1, ["section"]),
     "no equals sign": (GOOD + "public\n", 4, ["public"]),
 }
