@@ -471,8 +471,9 @@ class Config:
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # access key -> secret
 
     def sections_of(self, bucket: str) -> tuple[Section, ...]:
-        """The sections that declare the bucket by its own name."""
-        return tuple(s for s in self.sections if s.pattern == bucket)
+        """The sections that declare the bucket by its own name; the first one's options count."""
+        found = (s for s in self.sections if s.pattern == bucket)
+        return tuple(sorted(found, key=lambda s: s.name != bucket))
 
     def patterns_of(self, access_key: str, bucket: str) -> tuple[Section, ...]:
         """The pattern sections under which this key may own the bucket."""
@@ -556,7 +557,10 @@ class IniReader:
         return found
 
     def section(self, name: str, table: Mapping[str, str], own: Mapping[str, str]) -> Section:
-        pattern = name.partition(":")[0]
+        pattern, colon, extra = name.partition(":")
+        if colon and not re.fullmatch(r"[^:\s]+", extra):
+            self.fail(name, "", f"[{name}]: one more key for [{pattern}] is written "
+                      f"[{pattern}:NAME]")
         if not is_bucket_name(pattern.replace("*", "aaa")):
             hint = near(name, {"SERVER": None, "DEFAULT": None})
             self.fail(name, "", f"[{name}] is not a bucket name: 3 to 63 of a-z 0-9 . -{hint}")
@@ -605,9 +609,28 @@ class IniReader:
                     f"access_key {s.access_key!r} in [{s.name}] has another secret_key in an "
                     "earlier section; one key has one secret: give both the same",
                 )
-            first = next(x for x in sections if x.pattern == s.pattern)
-            if not s.access_key and (s is not first or not s.public):
+            if not s.access_key and (":" in s.name or not s.public):
                 self.fail(s.name, "", f"[{s.name}] has no access_key: nobody could use it; add one")
+            self.check_options(s, sections)
+
+    def check_options(self, s: Section, sections: tuple[Section, ...]) -> None:
+        """A section for one more key has no option that nothing would come of. Raises ConfigError.
+
+        Those of [test-*:alt] hold for the buckets that its own key makes.
+        """
+        if s.is_pattern:
+            owner = (s.pattern, s.access_key)
+            first = next(x for x in sections if (x.pattern, x.access_key) == owner)
+        else:
+            names = {x.name: x for x in sections if ":" not in x.name}
+            if s.pattern not in names:
+                self.fail(s.name, "", f"[{s.name}] is one more key for [{s.pattern}], which is not "
+                          f"declared; add [{s.pattern}]" + near(s.pattern, names))
+            first = names[s.pattern]
+        for option in self.tables[s.name]:
+            if first is not s and option not in ("access_key", "secret_key", "mode"):
+                self.fail(s.name, option, f"{option} in [{s.name}] has no effect: one more key has "
+                          f"access_key, secret_key and mode; move {option} into [{first.name}]")
 
     def without_value(self, line: int) -> str:
         """What is wrong with a line that is no option = value; shown only if it is no secret."""

@@ -140,6 +140,37 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
         3,
         ["S3MINI_NOT_SET"],
     ),
+    "an option of one more key": (
+        GOOD + "[media:ci]\naccess_key = x\nsecret_key = y\npublic = read\n",
+        7,
+        ["public in [media:ci]", "no effect", "move public into [media]"],
+    ),
+    "an option of one more key that comes first": (
+        "[media:ci]\naccess_key = x\nsecret_key = y\nquota = 5G\n" + GOOD,
+        4,
+        ["quota in [media:ci]", "into [media]"],
+    ),
+    "an option of the same key once more": (
+        "[t-*]\naccess_key = k\nsecret_key = s\n"
+        "[t-*:b]\naccess_key = k\nsecret_key = s\nmode = read\nkeep = 7d\n",
+        8,
+        ["keep in [t-*:b]", "into [t-*]"],
+    ),
+    "one more key for a typing error": (
+        GOOD + "[meda:ci]\naccess_key = x\nsecret_key = y\n",
+        4,
+        ["[meda:ci]", "[meda]", "did you mean media?"],
+    ),
+    "one more key without a name": (
+        GOOD + "[media:]\naccess_key = x\nsecret_key = y\n",
+        4,
+        ["[media:]", "[media:NAME]"],
+    ),
+    "one more key with two names": (
+        GOOD + "[media:x:y]\naccess_key = x\nsecret_key = y\n",
+        4,
+        ["[media:x:y]", "[media:NAME]"],
+    ),
     "no section": ("access_key = x\n", 1, ["section"]),
     "no equals sign": (GOOD + "public\n", 4, ["public"]),
 }
@@ -325,3 +356,31 @@ def test_certificates_that_are_none_are_a_sentence(tmp_path: Path) -> None:
 
         assert (2, 1) == (done.returncode, done.stderr.count("\n")), done.stderr
         assert "tls_cert" in done.stderr
+
+
+def test_one_more_key_may_come_first_and_inherits(tmp_path: Path) -> None:
+    """What stands in [DEFAULT] is nobody's mistake; the bucket's own section is what counts."""
+    config = load(
+        tmp_path,
+        "[DEFAULT]\nquota = 1G\n[media:ci]\naccess_key = x\nsecret_key = y\nmode = read\n"
+        + GOOD
+        + "public = read\nquota = 2G\n",
+    )
+    first, second = config.sections_of("media")
+
+    assert ("media", ("",), 2 * 1024**3) == (first.name, first.public, first.quota)
+    assert ("media:ci", "read") == (second.name, second.mode)
+
+
+def test_the_options_of_a_second_key_of_a_pattern_hold_for_its_buckets(serve: Serve) -> None:
+    server = serve(
+        "[t-*]\naccess_key = a\nsecret_key = s\n"
+        "[t-*:b]\naccess_key = b\nsecret_key = s\npublic = read\n",
+        durability="none",
+    )
+    for key, status in (("a", 403), ("b", 200)):
+        s3 = server.client(key, bucket=f"t-{key}")
+        s3.put()
+        s3.put("k", b"x")
+
+        assert status == s3.anonymous().get("k").status
