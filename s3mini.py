@@ -294,7 +294,12 @@ def parse_count(text: str) -> int:
 
 
 def parse_workers(text: str) -> int:
-    return 0 if text == "auto" else parse_count(text)
+    if text == "auto":
+        return 0
+    try:
+        return parse_count(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither auto nor a whole number from 1 to 9999999") from None
 
 
 def parse_size(text: str) -> int:
@@ -469,6 +474,24 @@ class Config:
     tls_key: str
     sections: tuple[Section, ...] = ()
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # access key -> secret
+    places: Mapping[str, str] = field(default_factory=dict)  # "path in [media]" -> "FILE line 7"
+
+    def mistake(self, option: str, section: str, sentence: str) -> ConfigError:
+        """What is said of an option that turns out to be wrong only when it is used."""
+        named = f"{option} in [{section}]"
+        return ConfigError(f"{self.places.get(named, 'buckets.ini')}: {named}: {sentence}")
+
+    def tls_mistake(self, why: Exception) -> ConfigError:
+        """Which of the two files of the certificate cannot be used, and what to do."""
+        for option, path in (("tls_key", self.tls_key), ("tls_cert", self.tls_cert)):
+            try:
+                if path:
+                    os.close(os.open(path, os.O_RDONLY))
+            except OSError as trouble:
+                return self.mistake(option, "SERVER", f"cannot read {path}: {trouble.strerror}; "
+                                    "name a PEM file that this user may read")
+        return self.mistake("tls_cert", "SERVER", f"cannot use {self.tls_cert}: {why}; it must be "
+                            "a certificate chain in PEM, and tls_key (or it) the private key")
 
     def sections_of(self, bucket: str) -> tuple[Section, ...]:
         """The sections that declare the bucket by its own name; the first one's options count."""
@@ -538,16 +561,16 @@ class IniReader:
             server[name] = server[name] and self.absolute(server[name])
         self.check_sections(sections)
         known = {s.access_key: s.secret_key for s in sections if s.access_key}
-        return Config(**server, sections=sections, secrets=known)
+        places = {f"{option} in [{name}]": f"{self.source} line {self.line_of(name, option)}"
+                  for name, table in self.tables.items() for option in table}
+        return Config(**server, sections=sections, secrets=known, places=places)
 
     def values(self, section: str, scope: str, table: Mapping[str, str]) -> dict[str, Any]:
         """The section's options, parsed, with defaults. Raises ConfigError."""
         known = {o.name: o for o in OPTIONS if o.scope == scope}
         for name in table:
             if name not in known:
-                self.fail(
-                    section, name, f"unknown option '{name}' in [{section}]" + near(name, known)
-                )
+                self.fail(section, name, self.unknown(section, name, known))
         found = {}
         for option in known.values():
             try:
@@ -555,6 +578,12 @@ class IniReader:
             except ValueError as why:
                 self.fail(section, option.name, f"{option.name} in [{section}]: {why}")
         return found
+
+    def unknown(self, section: str, name: str, known: Mapping[str, Option]) -> str:
+        if name not in {o.name for o in OPTIONS}:
+            return f"unknown option '{name}' in [{section}]" + near(name, known)
+        home = "a bucket's section, like [media]" if section == "SERVER" else "[SERVER]"
+        return f"'{name}' in [{section}] belongs in {home}; move it there"
 
     def section(self, name: str, table: Mapping[str, str], own: Mapping[str, str]) -> Section:
         pattern, colon, extra = name.partition(":")
@@ -587,17 +616,22 @@ class IniReader:
     def secret(self, section: str, text: str) -> str:
         """The secret itself, "env:NAME" and "file:PATH" looked up. Raises ConfigError."""
         kind, _, place = text.partition(":")
+        found = text
         if kind == "env":
-            if not os.environ.get(place):
-                self.fail(section, "secret_key", f"the environment variable {place} is not set")
-            return os.environ[place]
-        if kind == "file":
+            found = os.environ.get(place, "")
+            trouble = f"the environment variable {place!r} is not set; set it"
+        elif kind == "file":
             try:
                 with open(self.absolute(place), encoding="utf-8") as file:
-                    return file.read().strip()
+                    found = file.read().strip()
+                trouble = f"{self.absolute(place)} is empty; write the secret into it"
             except (OSError, UnicodeDecodeError) as why:
-                self.fail(section, "secret_key", f"cannot read {place}: {why}")
-        return text
+                found, reason = "", getattr(why, "strerror", "it is no UTF-8 text")
+                trouble = f"cannot read {self.absolute(place)}: {reason}; let it hold the secret"
+        if text and not found:
+            self.fail(section, "secret_key",
+                      f"secret_key in [{self.home(section, 'secret_key')}]: {trouble}")
+        return found
 
     def check_sections(self, sections: tuple[Section, ...]) -> None:
         known: dict[str, str] = {}
@@ -4691,11 +4725,16 @@ class Buckets:
         }
 
     def prepare(self) -> None:
-        """Make the declared buckets, and tidy what a crash left. Raises OSError."""
+        """Make the declared buckets, and tidy what a crash left. Raises OSError, ConfigError."""
         os.makedirs(self.config.data, 0o750, exist_ok=True)
-        for section in self.config.sections:
-            if section.pattern in self._declared:
-                self.open(section.pattern).create()
+        for name, (section, _) in self._declared.items():
+            try:
+                self.open(name).create()
+            except OSError as why:
+                if not section.path:
+                    raise
+                raise self.config.mistake("path", section.name, f"cannot use {section.path}: "
+                                          f"{why.strerror}; this user must own it") from None
         for name in self.names():
             self.open(name).clean(self.config.expire_uploads)
             self.open(name).count()
@@ -7508,7 +7547,7 @@ def tls_context(config: Config) -> Any:
     try:
         context.load_cert_chain(config.tls_cert, config.tls_key or None)
     except (OSError, ssl.SSLError) as why:
-        raise ConfigError(f"cannot use tls_cert {config.tls_cert}: {why}") from None
+        raise config.tls_mistake(why) from None
     return context
 
 

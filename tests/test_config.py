@@ -49,8 +49,21 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
     "far option": (GOOD + "zzz = 1\n", 4, ["[media]", "unknown option 'zzz'"]),
     "near in SERVER": ("[SERVER]\nlissten = x\n" + GOOD, 2, ["[SERVER]", "did you mean listen?"]),
     "near in DEFAULT": (GOOD + "[DEFAULT]\npubli = no\n", 5, ["[DEFAULT]", "did you mean public?"]),
-    "bucket option in SERVER": ("[SERVER]\npublic = read\n" + GOOD, 2, ["[SERVER]", "'public'"]),
-    "server option in bucket": (GOOD + "workers = 2\n", 4, ["[media]", "'workers'"]),
+    "bucket option in SERVER": (
+        "[SERVER]\naccess_key = k\n" + GOOD,
+        2,
+        ["'access_key' in [SERVER] belongs in a bucket's section", "[media]", "move"],
+    ),
+    "server option in bucket": (
+        GOOD + "listen = a:1\n",
+        4,
+        ["'listen' in [media] belongs in [SERVER]; move"],
+    ),
+    "server option in DEFAULT": (
+        GOOD + "[DEFAULT]\nlog = none\n",
+        5,
+        ["'log' in [DEFAULT] belongs in [SERVER]"],
+    ),
     "second of two": (
         GOOD + "[b23]\naccess_key = x\nsecret_key = y\nmod = read\n",
         7,
@@ -64,7 +77,7 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
         2,
         ["'https://x.de'", "media.example.com"],
     ),
-    "workers": ("[SERVER]\nworkers = many\n" + GOOD, 2, ["workers", "'many'", "whole number"]),
+    "workers": ("[SERVER]\nworkers = many\n" + GOOD, 2, ["workers", "'many'", "auto nor a whole"]),
     "workers 0": ("[SERVER]\nworkers = 0\n" + GOOD, 2, ["workers", "'0'"]),
     "durability": ("[SERVER]\ndurability = yes\n" + GOOD, 2, ["'yes'", "disk, none"]),
     "min_free": ("[SERVER]\n\nmin_free = 5 %\n" + GOOD, 3, ["'5 %'", "500M"]),
@@ -103,9 +116,18 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
     "no environment": (
         "[media]\naccess_key = k\nsecret_key = env:S3MINI_NOT_SET\n",
         3,
-        ["S3MINI_NOT_SET"],
+        ["secret_key in [media]", "'S3MINI_NOT_SET' is not set; set it"],
     ),
-    "no file": ("[media]\naccess_key = k\nsecret_key = file:nowhere\n", 3, ["nowhere"]),
+    "no file": (
+        "[media]\naccess_key = k\nsecret_key = file:nowhere\n",
+        3,
+        ["secret_key in [media]", "/nowhere: No such file or directory; let it"],
+    ),
+    "a file without a secret": (
+        "[media]\naccess_key = k\nsecret_key = file:/dev/null\n",
+        3,
+        ["secret_key in [media]", "/dev/null is empty; write"],
+    ),
     "path for all": ("[DEFAULT]\npath = /srv\n" + GOOD, 2, ["path", "of its own"]),
     "path of a pattern": (
         "[t-*]\naccess_key = k\nsecret_key = s\npath = /srv\n",
@@ -347,15 +369,33 @@ def test_a_data_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     assert f"{tmp_path}/file/data" in done.stderr
 
 
-def test_certificates_that_are_none_are_a_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["config", "serve"])
+def test_certificates_that_are_none_are_a_sentence(tmp_path: Path, command: str) -> None:
     path = tmp_path / "buckets.ini"
-    for name in ("nowhere.pem", "buckets.ini"):
-        path.write_text(f"[SERVER]\ntls_cert = {name}\n" + GOOD)
+    for cert, key, line, said in (
+        ("nowhere.pem", "buckets.ini", 3, "tls_cert in [SERVER]: cannot read"),
+        ("buckets.ini", "nowhere.pem", 4, "tls_key in [SERVER]: cannot read"),
+        ("buckets.ini", "", 3, "tls_cert in [SERVER]: cannot use"),
+    ):
+        path.write_text(f"[SERVER]\n\ntls_cert = {cert}\ntls_key = {key}\n" + GOOD)
         path.chmod(0o600)
-        done = run("config", "--config", str(path))
+        done = run(command, "--config", str(path))
 
         assert (2, 1) == (done.returncode, done.stderr.count("\n")), done.stderr
-        assert "tls_cert" in done.stderr
+        assert f"s3mini: {path} line {line}: {said} {tmp_path}/" in done.stderr
+        assert "PEM" in done.stderr
+
+
+def test_a_bucket_folder_that_cannot_be_used_is_a_sentence(tmp_path: Path) -> None:
+    path, folder = tmp_path / "buckets.ini", tmp_path / "served"
+    folder.mkdir()
+    (folder / ".s3mini").touch()  # a file where its room has to be
+    path.write_text(GOOD + f"path = {folder}\n")
+    path.chmod(0o600)
+    done = run("serve", "--config", str(path), "--listen", "127.0.0.1:0")
+
+    assert (2, 1) == (done.returncode, done.stderr.count("\n")), done.stderr
+    assert f"s3mini: {path} line 4: path in [media]: cannot use {folder}: " in done.stderr
 
 
 def test_one_more_key_may_come_first_and_inherits(tmp_path: Path) -> None:
