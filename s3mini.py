@@ -358,6 +358,9 @@ def parse_public(text: str) -> tuple[str, ...]:
     for prefix in parse_list(text):
         if "/" not in prefix.lstrip("/"):
             raise ValueError(f"{prefix!r} is neither no, read nor a list of prefixes like images/")
+        if prefix.startswith("/"):  # it would open nothing
+            raise ValueError(f"{prefix!r} begins with a slash, and keys do not; write "
+                             f"{prefix.lstrip('/')}")
     return parse_list(text)
 
 
@@ -425,7 +428,7 @@ OPTIONS = (
     Option("keep", "bucket", parse_duration, "0",
            "keep replaced and deleted objects for `undelete` this long: 7d; 0: not at all"),
     Option("path", "bucket", parse_text, "",
-           "the bucket's folder, if it is not DATA/BUCKET: serves /srv/media in place"),
+           "the bucket's folder, if it is not DATA/BUCKET: serves /srv/media in place; must exist"),
 )
 
 
@@ -560,6 +563,7 @@ class IniReader:
         for name in ("tls_cert", "tls_key"):
             server[name] = server[name] and self.absolute(server[name])
         self.check_sections(sections)
+        self.check_folders(sections, server["data"])
         known = {s.access_key: s.secret_key for s in sections if s.access_key}
         places = {f"{option} in [{name}]": f"{self.source} line {self.line_of(name, option)}"
                   for name, table in self.tables.items() for option in table}
@@ -611,6 +615,10 @@ class IniReader:
             self.fail(
                 name, "path", f"path in [{name}]: a folder of its own needs a bucket of its own"
             )
+        # Never made here: where its disk is not mounted the objects would go to another one. [ours]
+        if found["path"] and not os.path.isdir(found["path"]):
+            self.fail(name, "path", f"path in [{name}]: there is no folder {found['path']}; make "
+                      "it, or mount its disk")
         return Section(name=name, pattern=pattern, **found)
 
     def secret(self, section: str, text: str) -> str:
@@ -646,6 +654,23 @@ class IniReader:
             if not s.access_key and (":" in s.name or not s.public):
                 self.fail(s.name, "", f"[{s.name}] has no access_key: nobody could use it; add one")
             self.check_options(s, sections)
+
+    def check_folders(self, sections: tuple[Section, ...], data: str) -> None:
+        """Each bucket has a folder that no other one has. Raises ConfigError."""
+        if not sections:
+            self.fail_at(1, "there is no bucket; add a section like [media] with access_key and "
+                         "secret_key")
+        known: dict[str, Section] = {}  # true path -> its bucket
+        for s in sections:
+            if s.is_pattern or ":" in s.name:
+                continue
+            path = os.path.realpath(s.path or os.path.join(data, s.pattern))
+            first = known.setdefault(path, s)
+            if first is not s:
+                guilty = s if s.path else first
+                other = first if s.path else s
+                self.fail(guilty.name, "path", f"path in [{guilty.name}]: {path} is the folder of "
+                          f"[{other.name}] too; give each bucket one of its own")
 
     def check_options(self, s: Section, sections: tuple[Section, ...]) -> None:
         """A section for one more key has no option that nothing would come of. Raises ConfigError.
@@ -8078,6 +8103,7 @@ def command_config(options: Any) -> int:
     if options.example:
         sys.stdout.write(render_example())
         return 0
+    warn_of_readers(options.config)
     config = load_config(options.config)
     tls_context(config)
     for s in config.sections:

@@ -193,6 +193,30 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
         4,
         ["[media:x:y]", "[media:NAME]"],
     ),
+    "a prefix with a slash before it": (
+        GOOD + "public = css/ /images/\n",
+        4,
+        ["public in [media]", "'/images/'", "write images/"],
+    ),
+    "a folder that is not there": (
+        GOOD + "path = nowhere/media\n",
+        4,
+        ["path in [media]", "/nowhere/media", "make it, or mount"],
+    ),
+    "a folder that is a file": (GOOD + "path = buckets.ini\n", 4, ["path in [media]", "no folder"]),
+    "a folder of two buckets": (
+        GOOD + "path = .\n[b23]\naccess_key = x\nsecret_key = y\npath = ../{name}/.\n",
+        8,
+        ["path in [b23]", "[media]", "of its own"],
+    ),
+    "a folder of a bucket in the data folder": (
+        "[SERVER]\ndata = ..\n[b23]\naccess_key = x\nsecret_key = y\npath = .\n"
+        "[{name}]\naccess_key = k\nsecret_key = s\n",
+        6,
+        ["path in [b23]", "[{name}]"],
+    ),
+    "nothing": ("", 1, ["no bucket", "[media]", "access_key"]),
+    "no bucket": ("# my buckets\n[SERVER]\nlisten = a:1\n", 1, ["no bucket", "[media]"]),
     "no section": ("access_key = x\n", 1, ["section"]),
     "no equals sign": (GOOD + "public\n", 4, ["public"]),
 }
@@ -201,9 +225,12 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_sentence_with_its_place(tmp_path: Path, name: str) -> None:
     text, line, words = MISTAKES[name]
-    said = mistake(tmp_path, text)
+    folder = tmp_path / "a-folder"  # which is a bucket's name too
+    folder.mkdir()
+    said = mistake(folder, text.replace("{name}", folder.name))
+    words = [word.replace("{name}", folder.name) for word in words]
 
-    assert said.startswith(f"{tmp_path}/buckets.ini line {line}: "), said
+    assert said.startswith(f"{folder}/buckets.ini line {line}: "), said
     assert "\n" not in said
     assert [] == [word for word in words if word not in said], said
 
@@ -271,6 +298,7 @@ def test_a_file_with_nothing_but_a_bucket_has_good_defaults(tmp_path: Path) -> N
 
 
 def test_values_are_read_as_they_are_meant(tmp_path: Path) -> None:
+    (tmp_path / "srv").mkdir()
     config = load(
         tmp_path,
         "[SERVER]\nlisten = [::]:80, unix:/run/x, 127.0.0.1:0\n"
@@ -354,6 +382,29 @@ def test_a_file_that_everybody_can_read_is_warned_of(serve: Serve) -> None:
 
     assert f"everybody can read {server.config}" in server.log
     assert f"chmod 640 {server.config}" in server.log
+
+
+def test_config_warns_of_a_file_that_everybody_can_read(tmp_path: Path) -> None:
+    path = tmp_path / "buckets.ini"
+    path.write_text(GOOD)
+    for mode, warned in ((0o640, ""), (0o644, f"chmod 640 {path}")):
+        path.chmod(mode)
+        done = run("config", "--config", str(path))
+
+        assert 0 == done.returncode
+        assert (warned in done.stderr)
+        assert bool(warned) == bool(done.stderr)
+
+
+def test_an_unmounted_disk_is_not_served(tmp_path: Path) -> None:
+    path = tmp_path / "buckets.ini"
+    path.write_text(GOOD + f"path = {tmp_path}/mnt/media\n")
+    path.chmod(0o600)
+    done = run("serve", "--config", str(path), "--listen", "127.0.0.1:0")
+
+    assert (2, 1) == (done.returncode, done.stderr.count("\n")), done.stderr
+    assert f"{path} line 4: path in [media]: there is no folder {tmp_path}/mnt" in done.stderr
+    assert not (tmp_path / "mnt").exists()
 
 
 def test_a_data_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
