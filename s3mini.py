@@ -372,6 +372,9 @@ def parse_origins(text: str) -> tuple[str, ...]:
     return parse_list(text)
 
 
+LISTS = (parse_hosts, parse_listen, parse_public, parse_origins)  # may go on in further lines
+
+
 class Option(NamedTuple):
     """One option of buckets.ini."""
 
@@ -577,8 +580,12 @@ class IniReader:
                 self.fail(section, name, self.unknown(section, name, known))
         found = {}
         for option in known.values():
+            text = table.get(option.name, option.default)
+            if "\n" in text and option.parse not in LISTS:
+                self.fail(section, option.name, f"{option.name} in [{section}]: the line below is "
+                          "further in and goes on with it; begin both at the left")
             try:
-                found[option.name] = option.parse(table.get(option.name, option.default))
+                found[option.name] = option.parse(text)
             except ValueError as why:
                 self.fail(section, option.name, f"{option.name} in [{section}]: {why}")
         return found
@@ -7838,7 +7845,8 @@ def settings(access_key: str, secret_key: str, bucket: str) -> str:
 def warn_of_readers(path: str) -> None:
     """Say so when others can read the secrets."""
     with contextlib.suppress(OSError):
-        if os.name != "nt" and os.stat(path).st_mode & 0o004:
+        info = os.stat(path)
+        if os.name != "nt" and stat.S_ISREG(info.st_mode) and info.st_mode & 0o004:
             sys.stderr.write(f"s3mini: everybody can read {path}, and its keys; chmod 640 {path}\n")
 
 

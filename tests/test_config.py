@@ -152,6 +152,11 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
         6,
         ["'rw'"],
     ),
+    "an option that an indent joins to the one above": (
+        "[media]\naccess_key = k\n  secret_key = s\n",
+        2,
+        ["access_key in [media]", "line below", "left"],
+    ),
     "inherited": (
         "[media]\n[DEFAULT]\n  access_key = a b\nsecret_key = s\n",
         3,
@@ -392,7 +397,7 @@ def test_config_warns_of_a_file_that_everybody_can_read(tmp_path: Path) -> None:
         done = run("config", "--config", str(path))
 
         assert 0 == done.returncode
-        assert (warned in done.stderr)
+        assert warned in done.stderr
         assert bool(warned) == bool(done.stderr)
 
 
