@@ -7325,8 +7325,19 @@ def hide_secrets(query_text: str) -> str:
 
 
 def text_log(fields: Mapping[str, object]) -> None:
-    line = " ".join(str(v) for v in fields.values())
+    texts = [str(value) for value in fields.values()]
+    line = " ".join(texts)
+    if not line.isprintable() or line.count(" ") >= len(texts):  # else 3 us a line are saved
+        line = " ".join([NOT_LOGGED.sub(escape_byte, text) for text in texts])
     write_line(line.encode("ascii", "backslashreplace"))
+
+
+# A client chooses much of what is logged: no value of it is two fields, two lines or a colour.
+NOT_LOGGED = re.compile(r"[\x00- \x7f]")
+
+
+def escape_byte(match: re.Match[str]) -> str:
+    return f"\\x{ord(match[0]):02x}"
 
 
 def json_log(fields: Mapping[str, object]) -> None:

@@ -866,6 +866,15 @@ INJECTIONS: dict[str, Callable[[str], bytes]] = {
     b"s3/"
         b"aws4_request, SignedHeaders=host, Signature=00\r\nx-amz-date: 20260101T000000Z\r\n"
     ),
+    "in the key of a URL of version 2": lambda text: (
+        b"GET /media/" + text.encode() + b"?AWSAccessKeyId=x%0aforged%20attack-key%20DELETE%07"
+        b"&Signature=a&Expires=1 HTTP/1.1\r\nHost: x\r\n"
+    ),
+    "in the key of a URL": lambda text: (
+        b"GET /media/" + text.encode() + b"?X-Amz-Signature=1&X-Amz-Algorithm=AWS4-HMAC-SHA256"
+        b"&X-Amz-Credential=a%1b[31mRED%07%7f/20260101/u/s3/aws4_request&X-Amz-Expires=5"
+        b"&X-Amz-Date=20260101T000000Z&X-Amz-SignedHeaders=host HTTP/1.1\r\nHost: x\r\n"
+    ),
 }
 
 
@@ -887,6 +896,18 @@ def test_nothing_is_forged_in_the_log(logged: Server, name: str) -> None:
         else:
             assert 10 == len(line.split(" "))
     assert not any(line.startswith("forged") for line in log.splitlines())
+
+
+def test_nothing_is_forged_in_the_log_by_a_form(logged: Server) -> None:
+    s3 = logged.client("nobody\nforged line\x1b", "wrong", bucket="media")
+    assert 403 == form(s3, "x").status
+
+    line = entries(logged, "InvalidAccessKeyId")[0]
+    assert "nobody" in line
+    assert "forged" in line
+    assert "\x1b" not in line
+    if logged.kind == "text":  # type: ignore[attr-defined]
+        assert r"nobody\x0aforged\x20line\x1b" == line.split(" ")[2]
 
 
 # -- who guesses -----------------------------------------------------------------------------------
