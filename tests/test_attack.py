@@ -754,7 +754,9 @@ def test_chunks_in_another_order_are_refused(s3: Client) -> None:
 
 ACTIVE = ("text/html", "TEXT/HTML; charset=utf-8", "image/svg+xml", "application/xhtml+xml",
           "application/xml", "text/xml", "multipart/x-mixed-replace", " text/html",
-          "text/html,image/png", "image/svg+xml;x", "application/mathml+xml")  # fmt: skip
+          "text/html,image/png", "image/svg+xml;x", "application/mathml+xml",
+          "image/png, text/html", "image/png;x=y,\tText/HTML", "a/b,c/d,image/svg+xml",
+          "image/png, application/xml;x")  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ACTIVE)
@@ -773,8 +775,32 @@ def test_active_content_is_sandboxed(world: Server, kind: str) -> None:
         assert "nosniff" == reply.headers["x-content-type-options"]
 
 
+@pytest.mark.parametrize("kind", ["\x01text/html", "\ntext/html", "image/png,\r\ntext/html"])
+def test_active_content_behind_what_is_sent_as_a_blank_is_sandboxed(
+    world: Server, kind: str
+) -> None:
+    owner = world.client(bucket="public")
+    owner.put("image", b"<script>alert(1)</script>", {"content-type": "image/png"})
+    headers = owner.get("image", query=[("response-content-type", kind)]).headers
+
+    assert headers["content-type"].endswith("text/html")
+    assert "sandbox" == headers["content-security-policy"]
+
+
+def test_a_long_type_takes_no_time(world: Server) -> None:
+    owner = world.client(bucket="public")
+    owner.put("image", b"x", {"content-type": "image/png"})
+    began = time.monotonic()
+    for piece in (" ", ",", ", ", "x", "xml-"):
+        text = "a/b," + piece * (40_000 // len(quote(piece)))
+        assert 200 == owner.get("image", query=[("response-content-type", text)]).status
+
+    assert time.monotonic() - began < 5
+
+
 def test_what_is_not_active_is_not_sandboxed_and_never_sniffed(world: Server) -> None:
-    for bucket, kind in (("public", "image/png"), ("public", "text/plain"), ("html", "text/html")):
+    for bucket, kind in (("public", "image/png"), ("public", "text/plain"), ("html", "text/html"),
+                         ("public", "image/png, text/plain;text/html")):  # fmt: skip
         owner = world.client(bucket=bucket)
         owner.put("x", b"<script>alert(1)</script>", {"content-type": kind})
         headers = owner.anonymous().get("x").headers
