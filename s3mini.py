@@ -6064,10 +6064,13 @@ def get_object_acl(req: Request) -> Response:
 def put_object_acl(req: Request) -> Response:
     """PutObjectAcl: private or public-read, where the section has acl = yes. [AWS]
 
-    Raises NoSuchKey, AccessControlListNotSupported, MalformedACLError.
+    A key that may not read cannot open to everybody what others stored. Raises NoSuchKey,
+    AccessControlListNotSupported, MalformedACLError, AccessDenied.
     """
     check_version(req)
     acl = parse_acl(req, requested_acl(req))
+    if acl and "read" not in req.grants:
+        raise S3Error("AccessDenied")
     req.store.update(req.key, lambda old: replace(old, acl=acl), req.check_overwrite)
     return Response(200, {"content-length": "0"})
 

@@ -18,6 +18,8 @@ ACL_INI = (
     .replace("[other]\n", "[other]\nmode = append\n")
     + "\n[other:reader]\naccess_key = reader-key\n"
     "secret_key = reader-secret-0123456789abcdef\nmode = read\n"
+    "\n[media:writer]\naccess_key = writer-key\n"
+    "secret_key = writer-secret-0123456789abcdef\nmode = write\n"
 )
 
 
@@ -401,6 +403,25 @@ def test_an_acl_that_makes_no_sense_is_refused(
 
     assert (status, code) == outcome(media.put("k", body, headers, query="acl"))
     assert not is_open(media, "k")
+
+
+def test_who_may_not_read_opens_only_bytes_of_its_own(world: Server, media: Client) -> None:
+    writer = world.client("writer-key", bucket="media")
+    media.put("secret", b"x")
+    opened = {"x-amz-acl": "public-read"}
+    refused = (
+        writer.put("secret", b"", opened, query="acl"),
+        writer.put("secret", policy(MINE, EVERYBODYS), query="acl"),
+        writer.put("missing", b"", opened, query="acl"),
+        writer.put("copied", b"", {**opened, "x-amz-copy-source": "/media/secret"}),
+    )
+
+    assert {(403, "AccessDenied")} == {outcome(reply) for reply in refused}
+    assert not is_open(media, "secret")
+    assert 200 == writer.put("own", b"y", opened).status
+    assert is_open(media, "own")
+    assert 200 == writer.put("own", b"", {"x-amz-acl": "private"}, query="acl").status
+    assert not is_open(media, "own")
 
 
 def test_an_acl_of_what_is_not_there_is_404(media: Client) -> None:
