@@ -5044,6 +5044,11 @@ def check_version_id(version_id: str, key: str) -> None:
     raise S3Error("NoSuchVersion", Key=key, VersionId=version_id)
 
 
+def is_opened(req: Request, entry: Entry) -> bool:
+    """Whether the object's own ACL opens it to everybody: only where buckets.ini says acl = yes."""
+    return entry.acl == "public-read" and req.section is not None and req.section.acl
+
+
 def open_object(req: Request) -> Found:
     """The object, open, if this request may see it. Raises NoSuchKey, AccessDenied.
 
@@ -5056,7 +5061,7 @@ def open_object(req: Request) -> Found:
         if why.code == "NoSuchKey" and not ({"read", "list"} & req.grants):
             raise S3Error("AccessDenied") from None
         raise
-    if "read" not in req.grants and found.entry.acl != "public-read":
+    if "read" not in req.grants and not is_opened(req, found.entry):
         found.close()
         raise S3Error("AccessDenied")
     return found
@@ -6058,7 +6063,7 @@ def acl_response(is_public: bool) -> Response:
 
 def get_object_acl(req: Request) -> Response:
     """GetObjectAcl: what buckets.ini and the object's own ACL come to. Raises NoSuchKey. [AWS]"""
-    return acl_response(known_object(req).acl == "public-read" or is_public(req))
+    return acl_response(is_opened(req, known_object(req)) or is_public(req))
 
 
 def put_object_acl(req: Request) -> Response:

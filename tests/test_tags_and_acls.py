@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import INI, Server
+from conftest import INI, Serve, Server
 from signing_client import Client, Reply
 
 ALL_USERS = "http://acs.amazonaws.com/groups/global/AllUsers"
@@ -422,6 +422,31 @@ def test_who_may_not_read_opens_only_bytes_of_its_own(world: Server, media: Clie
     assert is_open(media, "own")
     assert 200 == writer.put("own", b"", {"x-amz-acl": "private"}, query="acl").status
     assert not is_open(media, "own")
+
+
+def test_an_acl_counts_no_longer_when_buckets_ini_says_no(serve: Serve) -> None:
+    server = serve(ACL_INI)
+    owner, other = server.client("media-key", bucket="media"), server.client("other-key")
+    owner.put("open", b"x", {"x-amz-acl": "public-read"})
+    source = {"x-amz-copy-source": "/media/open"}
+    upload = other.post("/other/parts", b"", uploads="").element("UploadId")
+    with_acl = other.put("/other/copied", b"", source)
+    server.stop()
+    server.config.write_text(ACL_INI.replace("acl = yes\n", ""))
+    server.start()
+    owner, other = server.client("media-key", bucket="media"), server.client("other-key")
+
+    assert 200 == with_acl.status
+    for refused in (
+        other.get("/media/open"),
+        other.get("/media/open", query="acl"),
+        other.put("/other/again", b"", source),
+        other.put("/other/parts", b"", source, partNumber=1, uploadId=upload),
+        owner.anonymous().get("open"),
+    ):
+        assert (403, "AccessDenied") == outcome(refused)
+    assert b"x" == owner.get("open").body
+    assert ALL_USERS not in owner.get("open", query="acl").elements("URI")
 
 
 def test_an_acl_of_what_is_not_there_is_404(media: Client) -> None:
