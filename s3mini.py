@@ -882,6 +882,15 @@ def absolute_target(method: str, target: str, host: str) -> tuple[str, str]:
     raise S3Error("BadRequest", "The request target is not a path.")
 
 
+def bucket_of_host(host: str, domains: tuple[str, ...]) -> str:
+    """The bucket that a Host below one of our domains names, or "". Lower case."""
+    name = host.rpartition(":")[0] if host[-1:].isdigit() and ":" in host else host
+    for domain in domains:
+        if name.endswith("." + domain) and is_bucket_name(name[: -len(domain) - 1]):
+            return name[: -len(domain) - 1]
+    return ""
+
+
 def decode_escapes(text: str, plus: bool = False) -> str:
     """Percent-decoded text, strictly UTF-8; with `plus` a "+" is a space. Raises InvalidURI."""
     if plus and "+" in text:
@@ -1470,6 +1479,7 @@ class Keyring(NamedTuple):
 
     secrets: Mapping[str, str]  # access key -> secret
     hosts: tuple[str, ...] = ()  # our other names; a signature may be made for any of them
+    domain: tuple[str, ...] = ()  # below these a name is a bucket's
 
 
 @functools.lru_cache(256)
@@ -1698,6 +1708,7 @@ def proxy_candidates(
     host = head.headers.get("host", "")
     names = [host, host.rpartition(":")[0] if ":" in host else host]
     names += [f"{bucket}.{name}" if bucket else name for name in keyring.hosts]
+    names = [name for name in names if means_bucket(name, bucket, keyring)]
     encodings: tuple[Optional[str], ...] = (None,)
     if "accept-encoding" in claim.names:
         encodings += SIGNED_ENCODINGS
@@ -1706,6 +1717,15 @@ def proxy_candidates(
             yield (
                 {"host": name} if encoding is None else {"host": name, "accept-encoding": encoding}
             )
+
+
+def means_bucket(host: str, bucket: str, keyring: Keyring) -> bool:
+    """Whether a client that signed this Host meant the same bucket. `bucket` is the Host's, or "".
+
+    Else a URL made for the key b/k of one bucket would open the key k of the bucket b.
+    """
+    named = bucket_of_host(host.lower(), keyring.domain)
+    return named == bucket or not named and host not in keyring.hosts
 
 
 def explain(head: Head, claim: Claim, secret: str, keyring: Keyring) -> str:
@@ -4745,7 +4765,7 @@ class Buckets:
 
     def __init__(self, config: Config, disk: Disk):
         self.config, self.disk = config, disk
-        self.keyring = Keyring(config.secrets, config.hosts)
+        self.keyring = Keyring(config.secrets, config.hosts, config.domain)
         self._stores: dict[tuple[str, str], Store] = {}
         self._by_name: dict[str, Store] = {}  # the latest of each
         declared = {s.pattern: config.sections_of(s.pattern) for s in config.sections
@@ -6679,20 +6699,13 @@ class App:
 
     def split_target(self, head: Head) -> tuple[str, str, str]:
         """(bucket, key, the bucket in the Host or ""). Raises InvalidURI, KeyTooLongError."""
-        name = (
-            head.host.rpartition(":")[0]
-            if head.host[-1:].isdigit() and ":" in head.host
-            else head.host
-        )
-        for domain in self.config.domain:
-            if name.endswith("." + domain) and is_bucket_name(name[: -len(domain) - 1]):
-                bucket, key, in_host = name[: -len(domain) - 1], decode_escapes(head.path[1:]), True
-                break
+        in_host = bucket_of_host(head.host, self.config.domain) if self.config.domain else ""
+        if in_host:
+            bucket, key = in_host, decode_escapes(head.path[1:])
         else:
             bucket, _, key = decode_escapes(head.path[1:]).partition("/")
-            in_host = False
         check_key(key)
-        return bucket, key, bucket if in_host else ""
+        return bucket, key, in_host
 
     def is_quick(self, head: Head, size: int) -> bool:
         """Whether this answer comes from memory, or from a file that was just used, in one piece.

@@ -10,11 +10,15 @@ from dataclasses import replace
 from urllib.parse import quote
 
 import pytest
-from conftest import INI, Server, boto_client
+from conftest import INI, Serve, Server, boto_client
 from signing_client import Client, Reply
 
 DOMAIN = "s3.example.com"
 OUTSIDE = "media.example.org"
+BOTH_INI = "[SERVER]\ndurability = none\nlog = none\n\n" + "".join(
+    f"[{name}]\naccess_key = media-key\nsecret_key = media-secret-0123456789abcdef\n\n"
+    for name in ("media", "vault", "other")
+)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +142,45 @@ def test_hosts_count_for_headers_too(path_style: Client) -> None:
     unknown = path_style.sign("GET", "/media/k", [], {"host": "unknown"}, "UNSIGNED-PAYLOAD")
     reply = path_style.send("GET", "/media/k", {**unknown, "host": OUTSIDE})
     assert (403, "SignatureDoesNotMatch") == (reply.status, reply.error)
+
+
+@pytest.mark.parametrize("host", ["anything", f"other.{DOMAIN}", f"{DOMAIN}:9000"])
+def test_a_url_for_one_bucket_opens_no_other(serve: Serve, host: str) -> None:
+    """hosts = may name a bucket's own host: what is signed for it is a key of that bucket."""
+    server = serve(BOTH_INI, domain=DOMAIN, hosts=f"media.{DOMAIN} {OUTSIDE}")
+    media = server.client("media-key", bucket="media", host=f"media.{DOMAIN}", virtual=True)
+    server.client("media-key", bucket="vault").put("k", b"vault's")
+    server.client("media-key", bucket="other").put("vault/k", b"other's")
+    media.put("vault/k", b"media's")
+    signed = media.sign("GET", "/vault/k", [], {}, "UNSIGNED-PAYLOAD")
+
+    assert b"media's" == media.fetch(media.presign("GET", "vault/k")).body
+    for reply in (
+        media.fetch(media.presign("GET", "vault/k"), headers={"host": host}),
+        media.send("GET", "/vault/k", {**signed, "host": host}),
+    ):
+        assert (403, "SignatureDoesNotMatch") == (reply.status, reply.error)
+
+
+def test_a_url_for_a_path_is_no_url_for_a_virtual_host(serve: Serve) -> None:
+    """media.example.org in hosts = is a name of the server, and not the bucket media."""
+    server = serve(BOTH_INI, domain=DOMAIN, hosts="media.example.org example.org")
+    path_style = server.client("media-key", bucket="vault", host="media.example.org")
+    server.client("media-key", bucket="media").put("vault/k", b"media's")
+    path_style.put("k", b"vault's")
+    url = path_style.presign("GET", "k")
+
+    assert b"vault's" == path_style.fetch(url).body
+    assert 403 == path_style.fetch(url, headers={"host": f"media.{DOMAIN}"}).status
+
+
+def test_a_virtual_host_below_another_of_our_names_is_the_same_bucket(serve: Serve) -> None:
+    server = serve(domain=DOMAIN, hosts=OUTSIDE)
+    outside = server.client("media-key", bucket="media", host=f"media.{OUTSIDE}", virtual=True)
+    server.client("media-key", bucket="media").put("k", b"x")
+    url = outside.presign("GET", "k")
+
+    assert b"x" == outside.fetch(url, headers={"host": f"media.{DOMAIN}"}).body
 
 
 def test_an_absolute_target_names_the_host(world: Server, path_style: Client) -> None:
