@@ -1508,15 +1508,16 @@ def canonical_query(pairs: list[tuple[str, str]], without: str = "") -> str:
     return "&".join([f"{n}={v}" for n, v in sorted(coded)])
 
 
-def canonical_request(head: Head, claim: Claim, **changed: str) -> str:
-    """The text that was hashed and signed; `changed` gives a header or part another value."""
+def canonical_request(head: Head, claim: Claim, query: str, /, **changed: str) -> str:
+    """The text that was hashed and signed; `changed` gives a header or part another value.
+
+    `query` is the canonical one: the forty candidates of a wrong signature share it.
+    """
     lines = []
     for name in claim.names:
         value = changed[name] if name in changed else head.headers.get(name, "")
         lines.append(f"{name}:{re.sub(' +', ' ', value) if '  ' in value else value}")
-    query = changed.get("query")
-    if query is None:
-        query = canonical_query(head.pairs, "X-Amz-Signature") if head.query_text else ""
+    query = changed.get("query", query)
     path = changed["path"] if "path" in changed else canonical_path(head.path)
     return "\n".join([changed.get("method", head.method), path, query, *lines, "",
                       ";".join(claim.names), claim.payload])
@@ -1676,17 +1677,18 @@ def verify_v4(
     _, region = claim.scope.split("/")[:2]
     key = signing_key(secret, claim.scope[:8], region)
     signed = Signed(claim.access_key, claim.payload, claim.date, claim.scope, claim.signature, key)
+    query = canonical_query(head.pairs, "X-Amz-Signature") if head.query_text else ""
 
     def fits(**changed: str) -> bool:
-        text = string_to_sign(claim, canonical_request(head, claim, **changed))
+        text = string_to_sign(claim, canonical_request(head, claim, query, **changed))
         return same(key.sign(text), claim.signature)
 
     if fits() or any(fits(**changed) for changed in proxy_candidates(head, claim, keyring, bucket)):
         return signed
-    canonical = canonical_request(head, claim)
+    canonical = canonical_request(head, claim, query)
     raise S3Error(
         "SignatureDoesNotMatch",
-        explain(head, claim, secret, keyring),
+        explain(head, claim, secret, query),
         AWSAccessKeyId=claim.access_key,
         StringToSign=string_to_sign(claim, canonical),
         SignatureProvided=claim.signature,
@@ -1728,7 +1730,7 @@ def means_bucket(host: str, bucket: str, keyring: Keyring) -> bool:
     return named == bucket or not named and host not in keyring.hosts
 
 
-def explain(head: Head, claim: Claim, secret: str, keyring: Keyring) -> str:
+def explain(head: Head, claim: Claim, secret: str, query: str) -> str:
     """Why a known key's signature does not match, as far as usual mistakes tell; or "".
 
     Tries what people and proxies get wrong, and names the one that would have matched. Never
@@ -1738,12 +1740,12 @@ def explain(head: Head, claim: Claim, secret: str, keyring: Keyring) -> str:
     _, region = claim.scope.split("/")[:2]
 
     def fits(with_secret: str, changed: Mapping[str, str]) -> bool:
-        text = string_to_sign(claim, canonical_request(head, claim, **changed))
+        text = string_to_sign(claim, canonical_request(head, claim, query, **changed))
         return same(
             signing_key(with_secret, claim.date[:8], region).sign(text), claim.signature
         )
 
-    for sentence, changed in mistakes(head):
+    for sentence, changed in mistakes(head, query):
         if fits(secret, changed):
             return f"{default} {sentence}"
     for stray in (secret + " ", secret + "\n", secret + "\r\n", " " + secret, secret.strip()):
@@ -1752,7 +1754,7 @@ def explain(head: Head, claim: Claim, secret: str, keyring: Keyring) -> str:
     return default
 
 
-def mistakes(head: Head) -> Iterator[tuple[str, dict[str, str]]]:
+def mistakes(head: Head, query: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Usual mistakes: (what to do, what the client then signed)."""
     forwarded = head.headers.get("x-forwarded-host", "").split(",")[0].strip()
     if forwarded:
@@ -1774,7 +1776,6 @@ def mistakes(head: Head) -> Iterator[tuple[str, dict[str, str]]]:
            {"path": re.sub("/+", "/", path)})
     yield cause + "without its trailing slash.", {"path": path.rstrip("/") or "/"}
     if head.query_text:
-        query = canonical_query(head.pairs, "X-Amz-Signature")
         yield (
             "The client signed + for a space in the query.",
             {"query": query.replace("%20", "%2B")},
