@@ -84,6 +84,7 @@ __version__ = "0.1"
 KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
 
 MAX_HEAD = 64 * KIB  # bytes, request line and all headers                     [ours; AWS: 8 KB]
+MAX_PAIRS = 1000  # names in a query                                           [ours; S3: a dozen]
 MAX_KEY = 1024  # bytes of UTF-8                                               [AWS: object keys]
 MAX_METADATA = 2 * KIB  # bytes, names and values of x-amz-meta-*              [AWS: PutObject]
 MAX_PUT = 5 * GIB  # bytes, one PutObject or one part                          [AWS: quotas]
@@ -797,6 +798,8 @@ class Head:
 
     def __post_init__(self) -> None:
         """Raises InvalidURI."""
+        if self.query_text.count("&") >= MAX_PAIRS:
+            raise S3Error("InvalidURI", f"The query has more than {MAX_PAIRS} parameters.")
         pieces = [p.partition("=") for p in self.query_text.split("&") if p]
         # the query's names and values, decoded, in order; and of a repeated name the first
         self.pairs = [(decode_escapes(n, True), decode_escapes(v, True)) for n, _, v in pieces]

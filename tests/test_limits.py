@@ -235,6 +235,17 @@ def test_a_head_that_is_too_large_is_refused(raw: Raw, s3: Client, where: str) -
     assert b"" == raw.rest()
 
 
+def test_a_query_has_1000_parameters_at_most(raw: Raw, s3: Client) -> None:
+    """60 KiB of them had taken 4 MiB for as long as a body may take to arrive."""
+    pairs = "&".join(["x"] * 1000)
+
+    assert 200 == s3("GET", target=f"/{s3.bucket}?{pairs}").status
+    raw.send(f"GET /{s3.bucket}?{pairs}&x HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    reply = must(raw.reply())
+    assert (400, "InvalidURI") == (reply.status, reply.error)
+    assert "more than 1000 parameters" in reply.element("Message")
+
+
 BAD_HEADS = [
     b"GET / HTTP/1.1\r\n\r\n",  # no Host
     b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
