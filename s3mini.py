@@ -92,6 +92,7 @@ MAX_OBJECT = 5 * TIB  # bytes, a multipart object                              [
 MAX_PARTS = 10_000  # part numbers are 1..10,000                               [AWS: quotas]
 MIN_PART = 5 * MIB  # bytes, every part but the last                           [AWS: quotas]
 MAX_DOCUMENT = 2 * MIB  # bytes, an XML request body: 10,000 parts, 1,000 keys [ours]
+MAX_ELEMENTS = 120_000  # of such a document: 10,000 parts of up to 10 each     [ours]
 MAX_DEPTH = 16  # nested XML elements                                          [ours]
 MAX_KEYS = 1000  # names on one page of a listing, keys in one DeleteObjects   [AWS]
 MAX_SIDECAR = 8 * MIB  # bytes, a sidecar: two entries of 10,000 parts         [ours]
@@ -1131,6 +1132,8 @@ def error_response(error: S3Error, resource: str, request_id: str) -> Response:
 class Node:
     """An XML element: its name without namespace, its text, its children."""
 
+    __slots__ = ("children", "tag", "text")
+
     def __init__(self, tag: str):
         self.tag, self.text = tag, ""
         self.children: list[Node] = []
@@ -1151,30 +1154,39 @@ def parse_xml(data: bytes, root: str) -> Node:
     """
     from xml.parsers import expat
 
-    stack = [Node("")]
+    stack: list[tuple[Node, list[str]]] = [(Node(""), [])]  # with the pieces of its text
+    left = MAX_ELEMENTS
 
     def start(tag: str, _: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise S3Error("MalformedXML", f"The document has more than {MAX_ELEMENTS} elements.")
         if len(stack) > MAX_DEPTH:
             raise S3Error("MalformedXML", "The document is nested too deeply.")
         node = Node(tag.rpartition(" ")[2])
-        stack[-1].children.append(node)
-        stack.append(node)
+        stack[-1][0].children.append(node)
+        stack.append((node, []))
 
     def text(data: str) -> None:
-        stack[-1].text += data
+        stack[-1][1].append(data)
+
+    def end(_: str) -> None:
+        node, pieces = stack.pop()
+        node.text = "".join(pieces)
 
     def refuse(*_: object) -> None:
         raise S3Error("MalformedXML", "A document type is not allowed.")
 
     parser = expat.ParserCreate(namespace_separator=" ")
     parser.StartElementHandler, parser.CharacterDataHandler = start, text
-    parser.EndElementHandler, parser.StartDoctypeDeclHandler = lambda _: stack.pop(), refuse
+    parser.EndElementHandler, parser.StartDoctypeDeclHandler = end, refuse
     parser.buffer_text = True
     try:
         parser.Parse(data, True)
     except (expat.ExpatError, LookupError, ValueError) as why:
         raise S3Error("MalformedXML", f"The XML is not well-formed: {why}") from None
-    found = stack[0].children[0]
+    found = stack[0][0].children[0]
     if found.tag != root:
         raise S3Error("MalformedXML", f"The document should be a {root}.")
     return found

@@ -216,6 +216,41 @@ def test_a_document_has_2_mib_at_most(s3: Client) -> None:
     assert (400, "MaxMessageLengthExceeded") == (reply.status, reply.error)
 
 
+def test_a_document_has_120_000_elements_at_most(s3: Client) -> None:
+    upload = s3.post("k", b"", query="uploads").element("UploadId")
+    many = b"<CompleteMultipartUpload>" + b"<a/>" * 120_000 + b"</CompleteMultipartUpload>"
+    reply = s3.post("k", many, uploadId=upload)
+
+    assert (400, "MalformedXML") == (reply.status, reply.error)
+    assert "more than 120000 elements" in reply.element("Message")
+
+
+def test_10_000_parts_with_checksums_are_a_document() -> None:
+    etag, checksum = "e" * 32, "c" * 43 + "="
+    rows = "".join(
+        f"<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag>"
+        f"<ChecksumSHA256>{checksum}</ChecksumSHA256></Part>\n"
+        for number in range(1, 10_001)
+    )
+    found = s3mini.parse_complete(
+        f"<CompleteMultipartUpload>{rows}</CompleteMultipartUpload>".encode()
+    )
+
+    assert 10_000 == len(found)
+    assert (10_000, etag, {"SHA256": checksum}) == found[-1]
+
+
+def test_text_between_elements_is_joined_once() -> None:
+    """It was copied at each element: a 2 MiB document took minutes of the processor."""
+    wide, piece, count = "\U0001f600", "x" * 12, 100_000
+    began = time.process_time()
+    found = s3mini.parse_xml(f"<a>{wide}{(piece + '<b/>') * count}</a>".encode(), "a")
+
+    assert time.process_time() - began < 2
+    assert wide + piece * count == found.text
+    assert count == len(found.all("b"))
+
+
 # -- heads -----------------------------------------------------------------------------------------
 
 
