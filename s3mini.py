@@ -1852,7 +1852,8 @@ def verify_v2(head: Head, keyring: Keyring, bucket: str, now: float) -> Signed:
     text, *others = dict.fromkeys(canonical_v2(h, bucket, query["Expires"]) for h in heads)
     for candidate in (text, *others):
         if same(sign_v2(secret, candidate), query["Signature"]):
-            return Signed(query["AWSAccessKeyId"], UNSIGNED)
+            payload = head.headers.get("x-amz-content-sha256", UNSIGNED)  # signed, if it is there
+            return Signed(query["AWSAccessKeyId"], payload)
     raise S3Error("SignatureDoesNotMatch", AWSAccessKeyId=query["AWSAccessKeyId"],
                   StringToSign=text, SignatureProvided=query["Signature"])
 

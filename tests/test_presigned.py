@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 import urllib.request
@@ -10,7 +11,7 @@ from typing import Any, Callable
 
 import pytest
 from conftest import Serve, Server, boto_client
-from signing_client import Client
+from signing_client import SIGNED_CHUNKS, UNSIGNED, UNSIGNED_TRAILER, Client, Reply
 
 BOTH = pytest.mark.parametrize("version", [4, 2])
 KEYS = ["a b", "a+b", "ä", "a%20b", "100%", "a?b&c=d", "a//b", "dir/", "~'()*!", "日本/x"]
@@ -322,6 +323,30 @@ def test_version_2_covers_the_content_type_and_md5(s3: Client) -> None:
     assert 403 == s3.fetch(url, "PUT", b"x", {"content-type": "text/html"}).status
     assert 403 == s3.fetch(url, "PUT", b"x").status
     assert 200 == s3.fetch(url, "PUT", b"x", {"content-type": "image/png"}).status
+
+
+def test_a_hash_of_the_content_that_version_2_signs_is_obeyed(s3: Client) -> None:
+    def put(body: bytes, payload: str, **more: str) -> Reply:
+        headers = {"x-amz-content-sha256": payload, **more}
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        return s3.fetch(s3.presign("PUT", "k", headers, version=2), "PUT", body, headers)
+
+    good = hashlib.sha256(b"hello").hexdigest()
+    chunks = b"5\r\nhello\r\n0\r\nx-amz-checksum-crc32:NhCmhg==\r\n\r\n"
+    signed_chunks = b"5;chunk-signature=" + b"0" * 64 + b"\r\nhello\r\n"
+
+    assert 200 == put(b"hello", UNSIGNED).status
+    assert 200 == put(b"hello", good).status
+    assert "XAmzContentSHA256Mismatch" == put(b"other", good).error
+    assert 400 == put(b"other", "nonsense").status
+    assert 400 <= put(signed_chunks, SIGNED_CHUNKS, x_amz_decoded_content_length="5").status < 500
+    assert b"hello" == s3.get("k").body
+    s3.delete("k")
+    unsigned = {"x_amz_decoded_content_length": "5", "x_amz_trailer": "x-amz-checksum-crc32"}
+    assert 200 == put(chunks, UNSIGNED_TRAILER, **unsigned).status
+    assert b"hello" == s3.get("k").body
+    assert 400 == put(chunks.replace(b"NhCm", b"AAAA"), UNSIGNED_TRAILER, **unsigned).status
+    assert b"hello" == s3.get("k").body
 
 
 @BOTH
