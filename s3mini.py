@@ -7730,9 +7730,17 @@ def notify_systemd(state: str) -> None:
 
 
 def tidy(config: Config) -> None:
-    """What no request does: old uploads and dead temp files of every bucket."""
+    """What no request does: old uploads and dead temp files of every bucket.
+
+    Never raises an OSError: a data folder that is away for a while ends no server.
+    """
     buckets = Buckets(config, Disk(config.durability == "disk"))
-    for name in buckets.names():
+    try:
+        names = buckets.names()
+    except OSError as why:
+        sys.stderr.write(f"s3mini: cannot look for unfinished uploads: {why}\n")
+        return
+    for name in names:
         with contextlib.suppress(OSError, S3Error):  # one damaged bucket does not stop the others
             buckets.open(name).clean(config.expire_uploads, TIDY_SECONDS)
 

@@ -33,11 +33,18 @@ ANY_PORT = (
 )
 
 
+HASTY = (  # the same program, but what happens each hour happens five times a second
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); import s3mini;"
+    "s3mini.TIDY_SECONDS = 0.2; sys.exit(s3mini.main())"
+)
+
+
 class Program:
     """A command that runs until it is told to end; its output is read while it runs."""
 
-    def __init__(self, folder: Path, *arguments: str, first: bool = False):
-        program = ["-c", ANY_PORT, str(PROGRAM.parent)] if first else [str(PROGRAM)]
+    def __init__(self, folder: Path, *arguments: str, first: bool = False, code: str = ""):
+        code = ANY_PORT if first else code
+        program = ["-c", code, str(PROGRAM.parent)] if code else [str(PROGRAM)]
         self.process = subprocess.Popen(
             [sys.executable, *program, *arguments],
             cwd=folder,
@@ -82,8 +89,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
     """start(ARGUMENT ..., first=True) runs s3mini.py in tmp_path."""
     with contextlib.ExitStack() as stack:
 
-        def run(*arguments: str, first: bool = False) -> Program:
-            program = Program(tmp_path, *arguments, first=first)
+        def run(*arguments: str, first: bool = False, code: str = "") -> Program:
+            program = Program(tmp_path, *arguments, first=first, code=code)
             stack.callback(program.process.wait)
             stack.callback(program.process.kill)
             return program
@@ -411,6 +418,25 @@ def test_the_workers_end_with_a_master_that_is_killed(serve: Serve) -> None:
     server.kill()
 
     until(lambda: not any(map(is_alive, workers)))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_data_folder_that_is_away_for_a_while_ends_no_server(
+    start: Start, tmp_path: Path, workers: int
+) -> None:
+    (tmp_path / "buckets.ini").write_text(INI.replace("[SERVER]", f"[SERVER]\nworkers = {workers}"))
+    server = start("serve", "--data", "data", "--listen", "127.0.0.1:0", code=HASTY)
+    address = server.read_until("listening").partition("//")[2].split()[0]
+    (tmp_path / "data").rename(tmp_path / "away")
+    for _ in range(3):
+        server.lines.clear()
+        assert "No such file" in server.read_until("cannot look for unfinished uploads")
+    (tmp_path / "away").rename(tmp_path / "data")
+    client = Client(address, "media-key", "media-secret-0123456789abcdef")
+
+    assert 200 == client.put("/media/k", b"x").status
+    assert 0 == server.end()
+    assert "Traceback" not in server.said
 
 
 def test_nothing_is_lost_over_a_restart(serve: Serve) -> None:
