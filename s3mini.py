@@ -1638,6 +1638,17 @@ def check_signed_headers(head: Head, claim: Claim) -> None:
                       "signed", HeadersNotSigned=", ".join(sorted(unsigned)))
 
 
+# Any of these in the query is a signature, or half of one.
+CLAIM_NAMES = frozenset(("X-Amz-Signature", "X-Amz-Algorithm", "X-Amz-Credential",
+                         "Signature", "AWSAccessKeyId"))
+
+
+def has_claim(head: Head) -> bool:
+    """Whether somebody claims to have signed this request. A POST may carry it in its form."""
+    return ("authorization" in head.headers or head.method == "POST"
+            or not CLAIM_NAMES.isdisjoint(head.query))
+
+
 def verify(head: Head, keyring: Keyring, bucket: str, now: float) -> Optional[Signed]:
     """Who signed this request, verified; None when nobody claims to. The only way in.
 
@@ -6674,26 +6685,39 @@ def cors_headers(rules: list[CorsRule], head: Head) -> dict[str, str]:
 VARY = "Origin, Access-Control-Request-Headers, Access-Control-Request-Method"
 
 
+def party_of(address: str) -> str:
+    """Whose failures are counted together: an IPv6 address stands for its /64, one customer's."""
+    if ":" not in address:
+        return address
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0])
+    except OSError:
+        return address
+    is_v4 = packed.startswith(bytes(10) + b"\xff\xff")
+    return socket.inet_ntoa(packed[12:]) if is_v4 else packed[:8].hex()
+
+
 class Failures:
     """How often addresses signed wrongly: each has a burst, and then one try in a while."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, tuple[float, float]] = {}  # address -> (failures, when)
+        self._counts: dict[str, tuple[float, float]] = {}  # party -> (failures, when)
 
     def add(self, address: str, now: float) -> None:
+        party = party_of(address)
         while len(self._counts) >= MAX_ADDRESSES:
             with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # another thread's
                 del self._counts[next(iter(self._counts))]
-        self._counts[address] = (self._level(address, now) + 1, now)
+        self._counts[party] = (self._level(party, now) + 1, now)
 
     def check(self, address: str, now: float) -> None:
         """Raises SlowDown."""
-        if self._counts and address and self._level(address, now) >= FAILURE_BURST:
+        if self._counts and address and self._level(party_of(address), now) >= FAILURE_BURST:
             raise S3Error("SlowDown", "Too many wrong signatures came from your address.",
                           {"retry-after": str(FAILURE_SECONDS)})
 
-    def _level(self, address: str, now: float) -> float:
-        count, then = self._counts.get(address, (0.0, now))
+    def _level(self, party: str, now: float) -> float:
+        count, then = self._counts.get(party, (0.0, now))
         return max(0.0, count - (now - then) / FAILURE_SECONDS)
 
 
@@ -6770,7 +6794,8 @@ class App:
             return self.preflight(answer, head)
         with contextlib.suppress(S3Error):  # before all checks: a page is to see why it is refused
             answer.rules = self.rules_of(bucket)
-        self.failures.check(call.address, call.now)
+        if call.address and has_claim(head):
+            self.failures.check(call.address, call.now)
         signed = verify(head, self.buckets.keyring, in_host, call.now)
         answer.access_key = signed.access_key if signed else ""
         head = hoist(head) if signed and head.query_text else head
@@ -7018,7 +7043,11 @@ def timeval(seconds: float) -> bytes:
     return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
 
 
-LOCAL_PEERS = frozenset(("127.0.0.1", "::1", "unix", "::ffff:127.0.0.1"))  # a proxy's, perhaps
+# Addresses that may be a proxy's: of this machine, of private networks (Docker's too), link-local.
+NEAR_PEER = re.compile(  # [RFC 1918, 3927, 4193, 4291, 6598]
+    r"unix|::1|f[cd]..:.*|fe[89ab].:.*|(?:::ffff:)?(?:127|10|192\.168|169\.254"
+    r"|172\.(?:1[6-9]|2[0-9]|3[01])|100\.(?:6[4-9]|[7-9][0-9]|1[01][0-9]|12[0-7]))\..*"
+)
 ADDRESS = re.compile(r"[0-9A-Fa-f.:\[\]%]{2,64}")  # what else a client sends is kept from the log
 
 
@@ -7187,7 +7216,7 @@ class Connection:
         if self.server.app.config.trust_proxy:
             forwarded = head.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
             return forwarded if ADDRESS.fullmatch(forwarded) else self.peer
-        return "" if self.peer in LOCAL_PEERS else self.peer
+        return "" if NEAR_PEER.fullmatch(self.peer) else self.peer
 
     def finish(
         self, head: Head, source: Optional[Source], answer: Answer, now: float, began: float

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Optional
 from urllib.parse import quote, unquote_to_bytes
 
@@ -25,6 +26,8 @@ from signing_client import (
     Client,
     Reply,
 )
+
+import s3mini
 
 PATIENCE = 20.0  # seconds
 SECRET = "attack-secret-0123456789abcdef"
@@ -972,6 +975,68 @@ def test_who_signs_rightly_is_never_slowed_down(logged: Server) -> None:
 def test_a_proxy_that_is_not_trusted_is_not_slowed_down(world: Server) -> None:
     assert {403} == set(guess(world, "", 50))
     assert {403} == set(guess(world, "192.0.2.1", 50))
+
+
+NEAR = ("unix", "127.0.0.1", "127.0.0.2", "::1", "::ffff:127.0.0.1", "10.0.0.1", "172.16.0.1",
+        "172.17.0.1", "172.31.255.255", "192.168.1.1", "::ffff:192.168.1.1", "169.254.1.1",
+        "100.64.0.1", "fe80::1", "fe80::1%eth0", "fd00::1", "fc00:1::2")  # fmt: skip
+FAR = ("128.0.0.1", "11.0.0.1", "172.15.0.1", "172.32.0.1", "192.169.1.1", "169.253.1.1",
+       "100.63.0.1", "100.128.0.1", "::ffff:8.8.8.8", "2001:db8::1", "fec0::1", "::2", "f::1",
+       "100.6.4.1")  # fmt: skip
+
+
+@pytest.mark.parametrize("peer", [*NEAR, *FAR])
+def test_a_peer_that_may_be_a_proxy_is_not_counted_unless_it_is_trusted(peer: str) -> None:
+    """Docker's gateway or nginx on another machine: one guesser would lock out all its clients."""
+    head = s3mini.parse_head(b"GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n")
+
+    def counted(trust_proxy: bool) -> str:
+        config = SimpleNamespace(trust_proxy=trust_proxy)
+        server = SimpleNamespace(app=SimpleNamespace(config=config))
+        connection = SimpleNamespace(peer=peer, server=server)
+        return s3mini.Connection.address_of(connection, head)  # type: ignore[arg-type]
+
+    assert (peer if peer in FAR else "") == counted(False)
+    assert "192.0.2.1" == counted(True)
+
+
+def test_a_whole_64_of_ipv6_is_one_guesser(logged: Server) -> None:
+    got = [guess(logged, f"2001:db8::{number:x}", 1)[0] for number in range(40)]
+    got += guess(logged, "2001:db8:0:0:ffff::1%1", 1)
+    right = logged.client(bucket="media")
+
+    assert 503 == got[-2]
+    assert 503 == got[-1]
+    assert 503 == right.get("", {"x-forwarded-for": "2001:db8::1"}, list_type=2).status
+    assert 200 == right.get("", {"x-forwarded-for": "2001:db8:0:1::1"}, list_type=2).status
+
+
+def test_an_ipv4_address_in_ipv6_is_that_address() -> None:
+    failures = s3mini.Failures()
+    for number in range(40):
+        failures.add(f"::ffff:192.0.2.{number}", 0.0)
+    failures.check("::ffff:192.0.2.1", 0.0)
+    for _ in range(40):
+        failures.add("::ffff:192.0.2.1", 0.0)
+
+    with pytest.raises(s3mini.S3Error):
+        failures.check("192.0.2.1", 0.0)
+    failures.check("::ffff:192.0.2.2", 0.0)
+
+
+def test_who_signs_nothing_is_not_slowed_down(logged: Server) -> None:
+    """An office's one guesser does not take the pictures from its other pages."""
+    there = {"x-forwarded-for": "192.0.2.1"}
+    public = logged.client(bucket="public")
+    public.put("image", b"x")
+    guess(logged, "192.0.2.1", 40)
+
+    assert 503 == public.get("image", there).status
+    assert b"x" == public.anonymous().get("image", there).body
+    assert 200 == public.anonymous().get("image", there, query="v=3").status
+    assert 503 == public.fetch(public.presign("GET", "image"), headers=there).status
+    assert 503 == public.fetch(public.presign("GET", "image", version=2), headers=there).status
+    assert 503 == public.anonymous().post("", b"", there).status  # a form may carry a signature
 
 
 def test_guesses_in_parallel_are_counted_too(logged: Server) -> None:
