@@ -1953,7 +1953,7 @@ def check_policy(fields: Mapping[str, str], bucket: str, now: float) -> range:
             continue
         named.add(name)
         if not condition_holds(kind, name, wanted, values.get(name)):
-            shown = json.dumps(condition, ensure_ascii=False)
+            shown = json.dumps(condition)  # escaped: it may have a lone surrogate
             raise S3Error(
                 "AccessDenied", f"Invalid according to Policy: Policy Condition failed: {shown}"
             )
@@ -6205,11 +6205,9 @@ def post_object(req: Request) -> Response:
     if "key" not in fields:
         raise S3Error("InvalidArgument", "Bucket POST must contain a field named 'key'.",
                       ArgumentName="key")
-    fields = {
-        n: v.replace("${filename}", filename) if n != "policy" else v for n, v in fields.items()
-    }
     origin = origin_of(req)
     signed = verify_form(fields, req.buckets.keyring, req.now)
+    fields = with_filename(fields, filename)
     sizes = check_policy(fields, req.bucket, req.now)
     grants = req.buckets.grants(req.bucket, signed.access_key)
     req = replace(req, key=form_key(fields["key"]), signed=signed, grants=grants,
@@ -6228,6 +6226,18 @@ def post_object(req: Request) -> Response:
         return with_body(entry, body)
 
     return form_reply(req, origin, fields, req.store.put(req.key, body, describe, req.check_write))
+
+
+def with_filename(fields: Mapping[str, str], filename: str) -> dict[str, str]:
+    """The fields with the file's name for ${filename}, as the policy means them. [AWS: POST]
+
+    Together no larger than they may be without. Raises MaxPostPreDataLengthExceeded.
+    """
+    count = sum(value.count("${filename}") for value in fields.values())
+    if count * len(filename.encode()) > MAX_FORM:
+        raise S3Error("MaxPostPreDataLengthExceeded")
+    return {n: v.replace("${filename}", filename) if n != "policy" else v
+            for n, v in fields.items()}
 
 
 def form_key(key: str) -> str:

@@ -264,6 +264,30 @@ def test_filename_stands_for_the_name_of_the_file(
     assert ["up/" + name] == s3.get(list_type=2).elements("Key")
 
 
+def test_filename_stands_for_it_in_every_field(server: Server, s3: Client, form: Form) -> None:
+    """So AWS documents it, and that conditions are held against what it became."""
+    fields = {"key": "up/k", "x-amz-meta-name": "${filename}, ${filename}"}
+    conditions = ({"key": "up/k"}, {"x-amz-meta-name": "cat.jpg, cat.jpg"})
+    named = replace(form, fields=fields, conditions=conditions)
+    unexpanded = ({"key": "up/k"}, {"x-amz-meta-name": fields["x-amz-meta-name"]})
+
+    refused(server, replace(named, conditions=unexpanded), 403, "AccessDenied")
+    assert 204 == submit(server, named).status
+    assert "cat.jpg, cat.jpg" == s3.head("up/k").headers["x-amz-meta-name"]
+
+
+def test_filename_is_put_in_only_once_the_signature_is_right(server: Server, form: Form) -> None:
+    """A stranger's form of 20 KB had become 28 MB."""
+    conditions = (["starts-with", "$key", ""],)
+    fields = {"key": "${filename}" * 1700}
+    many = replace(form, fields=fields, conditions=conditions, filename="n" * 3900)
+    wrong = {**many.signed(), "x-amz-signature": "0" * 64}
+    reply = send(server, form.bucket, encode(wrong, b"content", many.filename))
+
+    assert (403, "SignatureDoesNotMatch") == (reply.status, reply.error)
+    refused(server, many, 400, "MaxPostPreDataLengthExceeded")
+
+
 @pytest.mark.parametrize(
     ("asked", "status"), [("200", 200), ("201", 201), ("204", 204), ("404", 204), ("", 204)]
 )
@@ -703,6 +727,15 @@ def test_a_policy_is_strict_base64(policy: str) -> None:
     with pytest.raises(s3mini.S3Error) as caught:
         s3mini.parse_policy(policy)
     assert caught.value.code == "InvalidPolicyDocument"
+
+
+@pytest.mark.parametrize("value", ["\ud800", "ä", "\u20ac"])
+def test_a_condition_of_any_text_may_fail(server: Server, form: Form, value: str) -> None:
+    policy = {"expiration": "2099-01-01T00:00:00Z", "conditions": [["eq", "$key", value]]}
+    odd = replace(form, policy=json.dumps(policy).encode())
+
+    message = refused(server, odd, 403, "AccessDenied").element("Message")
+    assert json.dumps(value) in message
 
 
 def test_deep_json_is_no_crash() -> None:
