@@ -86,6 +86,7 @@ KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
 MAX_HEAD = 64 * KIB  # bytes, request line and all headers                     [ours; AWS: 8 KB]
 MAX_PAIRS = 1000  # names in a query                                           [ours; S3: a dozen]
 MAX_KEY = 1024  # bytes of UTF-8                                               [AWS: object keys]
+MAX_KEPT = 6 * KIB  # bytes of content-type, cache-control and the like       [AWS: 8 KB a head]
 MAX_METADATA = 2 * KIB  # bytes, names and values of x-amz-meta-*              [AWS: PutObject]
 MAX_PUT = 5 * GIB  # bytes, one PutObject or one part                          [AWS: quotas]
 MAX_OBJECT = 5 * TIB  # bytes, a multipart object                              [AWS: quotas]
@@ -4976,7 +4977,10 @@ def parse_acl(req: Request, canned: str) -> str:
 
 
 def parse_kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers that come back with the object as they came. [AWS: PutObject]"""
+    """The headers that come back with the object as they came. [AWS: PutObject]
+
+    Raises MetadataTooLarge where AWS would refuse the head. [ours]
+    """
     kept = {n: headers[n] for n in KEPT_HEADERS if headers.get(n)}
     kept.setdefault("content-type", "binary/octet-stream")
     coding = headers.get("content-encoding", "")
@@ -4985,6 +4989,9 @@ def parse_kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
         coding = ",".join(c for c in codings if c and c.lower() != "aws-chunked")
     if coding:
         kept["content-encoding"] = coding
+    size = sum(map(len, kept.values()))
+    if size > MAX_KEPT:
+        raise S3Error("MetadataTooLarge", Size=size, MaxSizeAllowed=MAX_KEPT)
     return kept
 
 

@@ -217,6 +217,23 @@ def test_metadata_over_2_kb_is_refused_and_the_old_object_stays(s3: Client) -> N
     assert b"old" == s3.get("k").body
 
 
+def test_what_else_is_kept_of_a_head_may_have_6_kb(s3: Client) -> None:
+    """AWS takes heads of 8 KB in all; ours have 64, and what is kept is read with each listing."""
+    headers = {"content-type": "a/b", "content-language": "l" * 3070, "cache-control": "c" * 3071}
+    over = {**headers, "content-encoding": "e"}
+    s3.put("k", b"old")
+
+    for put in (
+        s3.put("k", b"new", over),
+        s3.post("k", b"", over, query="uploads"),
+        s3.put("k", b"", {**over, "x-amz-copy-source": f"/{s3.bucket}/k"}),
+    ):
+        assert (400, "MetadataTooLarge") == (put.status, put.error)
+    assert b"old" == s3.get("k").body
+    assert 200 == s3.put("k", b"new", headers).status
+    assert headers.items() <= s3.head("k").headers.items()
+
+
 # -- ranges ----------------------------------------------------------------------------------------
 
 
