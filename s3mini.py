@@ -5287,12 +5287,12 @@ def delete_objects(req: Request) -> Response:
         if isinstance(found, OSError):
             req.troubles.append(f"{type(found).__name__}: {found}")
             found = error_of_disk(found)
-        version = [("VersionId", item.version_id)] if item.version_id else []
+        named = [("Key", item.key[:MAX_KEY])]  # all of a key that there can be
+        named += [("VersionId", item.version_id[:MAX_KEY])] if item.version_id else []
         if isinstance(found, S3Error):
-            results.append(("Error", [("Key", item.key), *version, ("Code", found.code),
-                                      ("Message", str(found))]))
+            results.append(("Error", [*named, ("Code", found.code), ("Message", str(found))]))
         elif not quiet:
-            results.append(("Deleted", [("Key", item.key), *version]))
+            results.append(("Deleted", named))
     return xml_response("DeleteResult", results)
 
 

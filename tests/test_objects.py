@@ -1147,7 +1147,7 @@ def test_one_failure_does_not_stop_the_others(s3: Client) -> None:
         f"<Object><Key>{'k' * 1025}</Key></Object></Delete>",
     )
 
-    assert (200, ["b", "c", "k" * 1025]) == (reply.status, reply.elements("Key"))
+    assert (200, ["b", "c", "k" * 1024]) == (reply.status, reply.elements("Key"))
     assert ["NoSuchVersion", "PreconditionFailed", "KeyTooLongError"] == reply.elements("Code")
     assert ["b", "c"] == s3.get(list_type=2).elements("Key")
 
@@ -1184,6 +1184,16 @@ def test_boto3_deletes_many_under_conditions(s3: Client, boto: Any) -> None:
         statuses.append(s3.head("k").status)
 
     assert [200, 404] == statuses
+
+
+def test_what_cannot_be_a_key_is_not_told_whole(s3: Client) -> None:
+    long = '"' * 900_000  # six bytes each in an answer
+    item = f"<Object><Key>{long}</Key><VersionId>{long}</VersionId></Object>"
+    reply = post_delete(s3, f"<Delete>{item}</Delete>")
+
+    assert (200, "KeyTooLongError") == (reply.status, reply.element("Code"))
+    assert ['"' * 1024] == reply.elements("Key") == reply.elements("VersionId")
+    assert len(reply.body) < 20_000
 
 
 def test_a_thousand_keys_are_the_most(s3: Client) -> None:
