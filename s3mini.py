@@ -524,6 +524,10 @@ def is_bucket_name(name: str) -> bool:
     return bool(BUCKET_NAME.fullmatch(name)) and not re.fullmatch(r"[0-9.]+", name)
 
 
+MAX_SHOWN = 20  # characters: what is longer may be a secret in the wrong line
+LONG_VALUE = re.compile(rf"""(?s)^(['"]).{{{MAX_SHOWN + 1},}}\1 """)
+
+
 class IniReader:
     """buckets.ini as text -> Config. Every mistake is a ConfigError that names its line.
 
@@ -589,13 +593,15 @@ class IniReader:
                           "further in and goes on with it; begin both at the left")
             try:
                 found[option.name] = option.parse(text)
-            except ValueError as why:
-                self.fail(section, option.name, f"{option.name} in [{section}]: {why}")
+            except ValueError as why:  # its sentence begins with the value
+                sentence = LONG_VALUE.sub("the value ", str(why))
+                self.fail(section, option.name, f"{option.name} in [{section}]: {sentence}")
         return found
 
     def unknown(self, section: str, name: str, known: Mapping[str, Option]) -> str:
         if name not in {o.name for o in OPTIONS}:
-            return f"unknown option '{name}' in [{section}]" + near(name, known)
+            shown = f"unknown option '{name}'" if len(name) <= MAX_SHOWN else "unknown option"
+            return f"{shown} in [{section}]" + near(name, known)
         home = "a bucket's section, like [media]" if section == "SERVER" else "[SERVER]"
         return f"'{name}' in [{section}] belongs in {home}; move it there"
 
@@ -636,7 +642,7 @@ class IniReader:
         kind, _, place = text.partition(":")
         found = text
         if kind == "env":
-            found = os.environ.get(place, "")
+            found = os.environ.get(place, "").strip()
             trouble = f"the environment variable {place!r} is not set; set it"
         elif kind == "file":
             try:
@@ -655,10 +661,11 @@ class IniReader:
         known: dict[str, str] = {}
         for s in sections:
             if known.setdefault(s.access_key, s.secret_key) != s.secret_key:
+                shown = f" {s.access_key!r}" if len(s.access_key) <= MAX_SHOWN else ""
                 self.fail(
                     s.name,
                     "secret_key",
-                    f"access_key {s.access_key!r} in [{s.name}] has another secret_key in an "
+                    f"access_key{shown} in [{s.name}] has another secret_key in an "
                     "earlier section; one key has one secret: give both the same",
                 )
             if not s.access_key and (":" in s.name or not s.public):

@@ -240,6 +240,48 @@ def test_a_mistake_is_one_sentence_with_its_place(tmp_path: Path, name: str) -> 
     assert [] == [word for word in words if word not in said], said
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["listen", "hosts", "domain", "workers", "durability", "min_free", "max_connections", "log",
+     "expire_uploads", "trust_proxy", "mode", "public", "cors", "acl", "html", "quota", "keep"],
+)  # fmt: skip
+@pytest.mark.parametrize("secret", ["wJalrXUtnFEMI+K7MDENG", "it's-a 'quoted' \"long\" secret"])
+def test_a_long_value_is_not_said_as_it_may_be_a_secret(
+    tmp_path: Path, option: str, secret: str
+) -> None:
+    known = {o.name: o.scope for o in s3mini.OPTIONS}
+    head = "[SERVER]\n" if known[option] == "server" else GOOD
+    said = mistake(tmp_path, f"{head}{option} = {secret}\n")
+
+    assert f"{option} in [" in said
+    assert not any(word in said for word in (secret, *re.findall("[A-Za-z0-9]{6,}", secret)))
+
+
+def test_a_secret_in_the_place_of_a_name_is_not_said(tmp_path: Path) -> None:
+    secret = "wjalrxutnfemi-k7mdeng"
+    texts = [
+        GOOD + f"{secret} = x\n",
+        f"[SERVER]\n{secret} = x\n",
+        f"[media]\naccess_key = {secret}\nsecret_key = k\n"
+        f"[b23]\naccess_key = {secret}\nsecret_key = q\n",
+    ]
+
+    assert not any(secret in mistake(tmp_path, text) for text in texts)
+
+
+@pytest.mark.parametrize("value", [" ", "\t\n", ""])
+def test_blanks_are_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("S3MINI_TEST_SECRET", value)
+    (tmp_path / "secret").write_text(value)
+
+    said = mistake(tmp_path, "[media]\naccess_key = a\nsecret_key = env:S3MINI_TEST_SECRET\n")
+    assert "line 3: the environment variable S3MINI_TEST_SECRET is not set" in said
+    said = mistake(tmp_path, "[media]\naccess_key = a\nsecret_key = file:secret\n")
+    assert "has no secret_key" in said
+
+
 def test_a_secret_is_never_in_a_sentence(tmp_path: Path) -> None:
     first, second = "open-sesame-1", "open-sesame-2"
     texts = [
@@ -327,7 +369,7 @@ def test_values_are_read_as_they_are_meant(tmp_path: Path) -> None:
 
 def test_a_secret_may_stand_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "secret").write_text("from a file\n")
-    monkeypatch.setenv("S3MINI_TEST_SECRET", "from outside")
+    monkeypatch.setenv("S3MINI_TEST_SECRET", "from outside\n")
     config = load(
         tmp_path,
         "[media]\naccess_key = a\nsecret_key = env:S3MINI_TEST_SECRET\n"
