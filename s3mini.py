@@ -8204,7 +8204,7 @@ EXAMPLE_SECTIONS = (
     ("server", "SERVER", "The server itself. Upper case, so it can never be a bucket."),
     ("bucket", "DEFAULT", "Defaults for all buckets: every option of a bucket may stand here."),
     ("", "media", "A bucket, its key, and its public images."),
-    ("", "media:ci", "One more key for that bucket, with its own mode."),
+    ("", "media:ci", "One more key for that bucket: it has these three options and no other."),
     ("", "test-*", "Buckets of these names may be made and deleted through the API with this key;"
      "\neach belongs to the key that made it. [*] matches every name."),
     ("", "test-*:alt", "A second key for the pattern; it sees only the buckets it made itself."),
