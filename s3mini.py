@@ -6755,6 +6755,9 @@ class Call(NamedTuple):
     address: str = ""  # the client's, where bad signatures are counted by it
 
 
+LONGER_WRITES = frozenset(("x-amz-copy-source", "x-amz-write-offset-bytes"))
+
+
 class App:
     """A request's head and body in, its answer out. Shared by all threads, changed by none."""
 
@@ -6781,7 +6784,7 @@ class App:
             return False
         if head.method not in ("GET", "HEAD"):
             return (head.method in ("PUT", "DELETE") and not self.buckets.disk.durable
-                    and size <= SMALL and "x-amz-copy-source" not in head.headers)
+                    and size <= SMALL and LONGER_WRITES.isdisjoint(head.headers))
         try:
             bucket, key, _ = self.split_target(head)
         except S3Error:
