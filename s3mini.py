@@ -2987,6 +2987,20 @@ def no_check(_: Optional[Entry]) -> None:
     return None
 
 
+def if_unchanged(seen: Optional[Entry], check: Check) -> Check:
+    """The check, for a write that rests on what was seen before the lock was taken.
+
+    It raises OperationAborted when another object is there by now, and what `check` raises.
+    """
+
+    def check_both(now: Optional[Entry]) -> None:
+        check(now)
+        if (now and (now.size, now.mtime_ns)) != (seen and (seen.size, seen.mtime_ns)):
+            raise S3Error("OperationAborted")
+
+    return check_both
+
+
 class FileReader:
     """A span of an open file as a body's source; the descriptor stays the caller's."""
 
@@ -4080,12 +4094,6 @@ class Store:
             for algorithm in old.entry.checksums if old and not old.entry.parts else ():
                 joined.whole.want(algorithm)
 
-            def check_same(now: Optional[Entry]) -> None:
-                check(now)
-                if (now and (now.size, now.mtime_ns)) != (
-                    old and (old.entry.size, old.entry.mtime_ns)):
-                    raise S3Error("OperationAborted")
-
             def describe() -> Entry:
                 whole = joined.whole
                 kind = "FULL_OBJECT" if whole.checksums else ""
@@ -4093,7 +4101,7 @@ class Store:
                                md5=whole.md5, modified=given.modified, parts=[], upload="",
                                checksums=whole.checksums, checksum_type=kind)
 
-            return self.put(key, joined.whole, describe, check_same)
+            return self.put(key, joined.whole, describe, if_unchanged(old and old.entry, check))
         finally:
             if old:
                 os.close(old.fd)
@@ -4655,14 +4663,9 @@ class Inspector:
         """Give a large file that was put there by hand the MD5 and ETag of its content."""
         if not self.repair:
             return Finding("unhashed", key, f"{entry.size} bytes", False)
-        md5 = hash_file(place.fd, 0, entry.size)
-
-        def check_same(now: Optional[Entry]) -> None:
-            if not now or (now.size, now.mtime_ns) != (entry.size, entry.mtime_ns):
-                raise S3Error("OperationAborted")
-
+        md5, check = hash_file(place.fd, 0, entry.size), if_unchanged(entry, no_check)
         with contextlib.suppress(S3Error):  # replaced or deleted meanwhile: nothing to hash
-            self.store.update(key, lambda old: replace(old, md5=md5, etag=md5), check_same)
+            self.store.update(key, lambda old: replace(old, md5=md5, etag=md5), check)
         return Finding("unhashed", key, f"MD5 is {md5}", True)
 
 
@@ -5388,8 +5391,22 @@ def directive(req: Request, name: str) -> bool:
 def copy_object(req: Request) -> Response:
     """CopyObject: bytes and metadata of another object, or of this one. [AWS: CopyObject]
 
-    Raises AccessDenied, NoSuchKey, PreconditionFailed, InvalidRequest.
+    Onto itself it starts over, with its conditions, when the object is replaced meanwhile. Raises
+    AccessDenied, NoSuchKey, PreconditionFailed, InvalidRequest, OperationAborted.
     """
+    for left in reversed(range(ROUNDS)):
+        try:
+            entry = copy_once(req)
+            break
+        except S3Error as why:
+            if why.code != "OperationAborted" or not left:
+                raise
+    return xml_response("CopyObjectResult", [
+        ("LastModified", render_iso_date(entry.modified)), ("ETag", f'"{entry.etag}"'),
+        *checksum_elements(entry)])
+
+
+def copy_once(req: Request) -> Entry:
     given = describe_object(req)
     new_metadata = directive(req, "x-amz-metadata-directive")
     new_tags = directive(req, "x-amz-tagging-directive")
@@ -5407,35 +5424,35 @@ def copy_object(req: Request) -> Response:
         )
         if parse_copy_source(req.headers["x-amz-copy-source"]) == (req.bucket, req.key):
             changes = new_metadata or new_tags or "x-amz-storage-class" in req.headers
-            entry = copy_onto_itself(req, found, given, asked, bool(changes))
-        else:
-            entry = copy_bytes(req, found, given, asked)
+            return copy_onto_itself(req, found, given, asked, bool(changes))
+        return copy_bytes(req, found, given, asked, req.check_write)
     finally:
         found.close()
-    return xml_response("CopyObjectResult", [
-        ("LastModified", render_iso_date(entry.modified)), ("ETag", f'"{entry.etag}"'),
-        *checksum_elements(entry)])
 
 
 def copy_onto_itself(
     req: Request, found: Found, given: Entry, asked: str, changes: bool
 ) -> Entry:
-    """New metadata for an object whose bytes stay where they are. Raises InvalidRequest."""
+    """New metadata for an object whose bytes stay where they are.
+
+    Raises InvalidRequest; OperationAborted when these are no longer the bytes that were found.
+    """
     if not changes and not asked:
         raise S3Error("InvalidRequest", "This copy request is illegal because it is trying to copy "
                       "an object to itself without changing the object's metadata, storage class, "
                       "website redirect location or encryption attributes.")
+    check = if_unchanged(found.entry, req.check_write)
     if asked and asked not in found.entry.checksums:
-        return copy_bytes(req, found, given, asked)
+        return copy_bytes(req, found, given, asked, check)
 
     def change(old: Entry) -> Entry:
         return replace(old, headers=given.headers, metadata=given.metadata, tags=given.tags,
                        acl=given.acl, modified=given.modified)
 
-    return req.store.update(req.key, change, req.check_write)
+    return req.store.update(req.key, change, check)
 
 
-def copy_bytes(req: Request, found: Found, given: Entry, asked: str) -> Entry:
+def copy_bytes(req: Request, found: Found, given: Entry, asked: str, check: Check) -> Entry:
     """Store the source's bytes under the request's key, hashed on the way.
 
     Raises InvalidRequest over 5 GiB, InternalError when the source is damaged on the disk.
@@ -5453,7 +5470,7 @@ def copy_bytes(req: Request, found: Found, given: Entry, asked: str) -> Entry:
             raise S3Error("InternalError", "The source is damaged on the disk.")
         return with_body(given, body)
 
-    return req.store.put(req.key, body, describe, req.check_write)
+    return req.store.put(req.key, body, describe, check)
 
 
 def parse_algorithm(text: str) -> str:
