@@ -2547,6 +2547,7 @@ def open_body(head: Head, source: Source, signed: Optional[Signed], streams: boo
 
 SIDECAR = ".s3mini.json"  # the sidecar of NAME is .NAME.s3mini.json
 ROOM = ".s3mini"  # a bucket's own folder
+ASIDE = r"\.s3mini-[0-9a-f]{16}"  # a bucket's own folder that is being removed
 UNSAFE_NAME = r'[%/\x00-\x1f\x7f<>:"|?*\\]' if os.name == "nt" else r"[%/\x00-\x1f\x7f]"
 PLAIN_NAME = r'[^.%/\x00-\x1f\x7f<>:"|?*\\][^%/\x00-\x1f\x7f<>:"|?*\\]*'
 PLAIN_KEY = re.compile(rf"(?:{PLAIN_NAME}/)*{PLAIN_NAME}")
@@ -2865,6 +2866,16 @@ class Disk:
 
     def mkdir(self, folder: Folder, name: str) -> None:
         os.mkdir(folder.at(name), 0o750 | FRESH, dir_fd=folder.fd)
+
+    def make_folders(self, path: str) -> None:
+        """A folder of our own and those above it; when this returns their names are on disk."""
+        parent = os.path.dirname(os.path.abspath(path))
+        if not os.path.isdir(parent):
+            self.make_folders(parent)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o750)
+        with contextlib.suppress(PermissionError), Folder.open(parent) as folder:
+            self.sync_folder(folder)  # a parent that we may not read is not of our making
 
     def settle(self, folder: Folder) -> None:
         """Take the mark of a fresh folder away: its name is on disk."""
@@ -3415,6 +3426,13 @@ class JoinedReader:
         return data or self._second.read(size)
 
 
+def remove_tree(path: str) -> None:
+    """All of a folder that nobody uses any more, as far as we may."""
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
 class Store:
     """One bucket's objects. Everything of DESIGN that binds the disk is here.
 
@@ -3499,9 +3517,7 @@ class Store:
             # Out of the way while nobody can make the bucket anew, or we would remove the new one.
             aside = os.path.join(os.path.dirname(self.root), f"{ROOM}-{secrets.token_hex(8)}")
             os.rename(self.room, aside)
-        import shutil
-
-        shutil.rmtree(aside, ignore_errors=True)
+        remove_tree(aside)
         with contextlib.suppress(OSError):  # something that is no object stays
             os.rmdir(self.root)
 
@@ -4815,9 +4831,12 @@ class Buckets:
             for name, sections in declared.items()
         }
 
-    def prepare(self) -> None:
-        """Make the declared buckets, and tidy what a crash left. Raises OSError, ConfigError."""
-        os.makedirs(self.config.data, 0o750, exist_ok=True)
+    def prepare(self) -> list[str]:
+        """Make the declared buckets, and tidy what a crash left. Raises OSError, ConfigError.
+
+        Gives what went wrong with a single bucket, in sentences: the others are served.
+        """
+        self.disk.make_folders(self.config.data)
         for name, (section, _) in self._declared.items():
             try:
                 self.open(name).create()
@@ -4826,9 +4845,23 @@ class Buckets:
                     raise
                 raise self.config.mistake("path", section.name, f"cannot use {section.path}: "
                                           f"{why.strerror}; this user must own it") from None
+        return [*self.clean(), *self._each(Store.count)]
+
+    def clean(self, age: float = 0) -> list[str]:
+        """Remove what crashes left, and old uploads; see Store.clean. Troubles as prepare does."""
+        for name in os.listdir(self.config.data):
+            if re.fullmatch(ASIDE, name):  # DeleteBucket was killed
+                remove_tree(os.path.join(self.config.data, name))
+        return self._each(lambda store: store.clean(self.config.expire_uploads, age))
+
+    def _each(self, act: Callable[[Store], None]) -> list[str]:
+        troubles = []
         for name in self.names():
-            self.open(name).clean(self.config.expire_uploads)
-            self.open(name).count()
+            try:
+                act(self.open(name))
+            except (OSError, S3Error) as why:
+                troubles.append(f"the bucket {name!r} could not be tidied: {why}")
+        return troubles
 
     def store(self, name: str, section: Optional[Section] = None) -> Store:
         """The bucket's store, under the settings of its section.
@@ -4870,7 +4903,9 @@ class Buckets:
 
     def _owner(self, name: str) -> Optional[str]:
         """The key that made the bucket; None when there is no such bucket."""
-        about = self.store(name).about()
+        about = None
+        with contextlib.suppress(PermissionError):  # a folder that is not ours
+            about = self.store(name).about()
         return None if about is None else str(about.get("owner", ""))
 
     def find(self, name: str) -> Optional[Section]:
@@ -7807,15 +7842,12 @@ def tidy(config: Config) -> None:
 
     Never raises an OSError: a data folder that is away for a while ends no server.
     """
-    buckets = Buckets(config, Disk(config.durability == "disk"))
     try:
-        names = buckets.names()
+        troubles = Buckets(config, Disk(config.durability == "disk")).clean(TIDY_SECONDS)
     except OSError as why:
-        sys.stderr.write(f"s3mini: cannot look for unfinished uploads: {why}\n")
-        return
-    for name in names:
-        with contextlib.suppress(OSError, S3Error):  # one damaged bucket does not stop the others
-            buckets.open(name).clean(config.expire_uploads, TIDY_SECONDS)
+        troubles = [f"cannot look for unfinished uploads: {why}"]
+    for trouble in troubles:
+        sys.stderr.write(f"s3mini: {trouble}\n")
 
 
 class Master:
@@ -7990,9 +8022,11 @@ def run(config: Config, greeting: str = "") -> int:
     if hasattr(signal, "pthread_sigmask"):  # until the handlers are there, signals wait
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
-        Buckets(config, Disk(config.durability == "disk")).prepare()
+        troubles = Buckets(config, Disk(config.durability == "disk")).prepare()
     except OSError as why:
         raise ConfigError(f"cannot use the data folder {config.data}: {why}") from None
+    for trouble in troubles:
+        sys.stderr.write(f"s3mini: {trouble}\n")
     for sock in listeners:
         sys.stdout.write(f"s3mini: listening on {url_of(sock, tls)}\n")
     sys.stdout.write(greeting.replace("{url}", url_of(listeners[0], tls)))

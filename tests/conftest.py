@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import configparser
+import errno
 import itertools
 import os
 import queue
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -149,6 +150,41 @@ class Server:
         if secret_key is None:
             secret_key = keys.get(access_key, "")
         return Client(self.address, access_key, secret_key, **more)
+
+
+def flip(path: Path, offset: int) -> None:
+    """One bit turns, and nothing else: what a disk does."""
+    info = path.stat()
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """unreadable(path): the server's user may not read it from now on. Root always may."""
+    real_open, real_scandir, denied = os.open, os.scandir, set[int]()
+
+    def check(path: Any, folder: Optional[int] = None) -> None:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if os.stat(path, dir_fd=folder, follow_symlinks=False).st_ino in denied:
+                raise PermissionError(errno.EACCES, "not for you", path)
+
+    def fake_open(path: Any, flags: int, mode: int = 0o777, dir_fd: Optional[int] = None) -> int:
+        check(path, dir_fd)
+        return real_open(path, flags, mode, dir_fd=dir_fd)
+
+    def fake_scandir(path: Any) -> Any:
+        if not isinstance(path, int):
+            check(path)
+        return real_scandir(path)
+
+    monkeypatch.setattr(os, "open", fake_open)
+    monkeypatch.setattr(os, "scandir", fake_scandir)
+    return lambda path: denied.add(path.stat().st_ino)
 
 
 Serve = Callable[..., Server]

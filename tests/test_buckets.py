@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import INI, Serve, Server
+from conftest import INI, Serve, Server, flip
 from signing_client import Client, Reply
 
 DENIED = (403, "AccessDenied")
@@ -55,6 +55,20 @@ def test_one_who_made_a_bucket_has_it(world: Server) -> None:
     for reply in (theirs.get(), theirs.put("k", b"x"), theirs.delete(), theirs.get(query="cors")):
         assert DENIED == outcome(reply)
     assert 403 == theirs.head().status
+
+
+def test_the_rest_of_a_removed_bucket_is_cleaned_at_the_start(serve: Serve) -> None:
+    """DeleteBucket moves it out of the way, and may be killed there."""
+    server = serve()
+    server.stop()
+    rest = server.data / ".s3mini-0123456789abcdef"
+    (rest / "locks").mkdir(parents=True)
+    (rest / "locks" / "00").touch()
+    (server.data / ".s3mini-of-others").mkdir()
+    server.start()
+
+    assert not rest.exists()
+    assert (server.data / ".s3mini-of-others").exists()
 
 
 def test_an_upload_under_way_does_not_keep_a_bucket(world: Server) -> None:

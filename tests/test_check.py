@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROGRAM, Server
+from conftest import PROGRAM, Server, flip
+from powercut import put
 from signing_client import Client
 
 import s3mini
@@ -77,17 +78,6 @@ def check(server: Server, bucket: str) -> Checker:
 
 def found(lines: list[dict[str, Any]]) -> list[tuple[str, str, bool]]:
     return [(line["kind"], line["name"], line["mended"]) for line in lines]
-
-
-def flip(path: Path, offset: int) -> None:
-    """One bit turns, and nothing else: what a disk does."""
-    info = path.stat()
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 1]))
-    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
 
 
 def sidecar(path: Path) -> Path:

@@ -396,6 +396,26 @@ def test_a_sidecar_that_cannot_be_understood_is_not_written_over_by_a_read(room:
     assert kept == sidecar.read_bytes()
 
 
+# -- folders above the buckets -----------------------------------------------------------------
+
+
+def test_the_names_of_new_folders_above_a_bucket_are_on_the_disk(tmp_path: Path) -> None:
+    synced: list[str] = []
+
+    class Watched(s3mini.Disk):
+        def sync_folder(self, folder: s3mini.Folder) -> None:
+            synced.append(folder.path)
+            super().sync_folder(folder)
+
+    config = s3mini.dev_config("127.0.0.1:0", str(tmp_path / "srv" / "new" / "data"))
+    buckets = s3mini.Buckets(config, Watched())
+    buckets.prepare()
+
+    assert synced == [str(tmp_path / name) for name in ("", "srv", "srv/new")]
+    buckets.create("media", "s3mini")
+    assert str(tmp_path / "srv" / "new" / "data" / "media" / ".s3mini") in synced
+
+
 # -- the real program, real trouble ------------------------------------------------------------
 
 FILL = {"content-type": "text/x-fill"}

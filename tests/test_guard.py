@@ -363,6 +363,21 @@ def test_a_bucket_without_a_quota_has_no_limit(serve: Serve) -> None:
     assert 200 == s3.put("large", b"x" * (3 * QUOTA)).status
 
 
+def test_a_bucket_that_cannot_be_tidied_does_not_keep_the_others_from_being_served(
+    serve: Serve,
+) -> None:
+    other = "\n[other]\naccess_key = other-key\nsecret_key = other-secret-0123456789abcdef\n"
+    server = serve(limited() + other)
+    server.stop()
+    uploads = server.data / "media" / ".s3mini" / "uploads"
+    uploads.rmdir()
+    uploads.touch()
+    server.start()
+
+    assert 200 == server.client("other-key", bucket="other").put("a", b"x").status
+    assert "s3mini: the bucket 'media' could not be tidied" in server.log
+
+
 # -- free space ------------------------------------------------------------------------------------
 
 
