@@ -135,6 +135,7 @@ ADOPT_BYTES = 64 * MIB  # a file put there by hand is hashed up to this        [
 MAX_NAME = 241  # bytes of a file name: 255 less ".", "%" and ".s3mini.json"   [Linux: NAME_MAX]
 SECOND_LOOK_SECONDS = 1  # `check` looks again at what a writer may be at       [ours]
 LOCKS = 256  # lock files of a bucket                                          [ours]
+OPEN_LEVELS = 32  # folders, one in the other, that are held open at once      [ours]
 ROUNDS = 8  # attempts of a reader or writer that meets changing folders       [ours]
 MTIME_TICK = 0.05  # seconds within which a folder's mtime may miss a change     [Linux: 4 ms]
 FEW_NAMES = 64  # a folder with fewer is read anew for each page               [ours]
@@ -3116,6 +3117,14 @@ def closed_on_error(fd: int, folder: Optional[Folder] = None) -> Iterator[None]:
         raise
 
 
+def is_at(fd: int, path: str) -> bool:
+    """Whether the open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def locked_file(path: str) -> Iterator[None]:
     """An flock on a file: it excludes threads, processes and, on a network disk, machines."""
@@ -3123,7 +3132,7 @@ def locked_file(path: str) -> Iterator[None]:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o640)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            if not os.fstat(fd).st_nlink:
+            if not is_at(fd, path):
                 continue  # removed while we waited: others hold another file of that name
             yield
             return
@@ -3456,20 +3465,25 @@ class Store:
     # -- the bucket ------------------------------------------------------------------------------
 
     def create(self, **about: object) -> bool:
-        """Make the bucket's folders; False when it is there already. Raises OSError."""
-        self.make_room()
-        for path in (self.room, self.root, os.path.dirname(self.root)):
-            with Folder.open(path) as folder:
-                self.disk.sync_folder(folder)
-        if self.about() is not None:
-            return False
-        self.write_about({"v": 1, "created": int(time.time()), **about})
-        return True
+        """Make the bucket; False when it is there already. Raises OperationAborted, OSError."""
+        for _ in range(ROUNDS):
+            with contextlib.suppress(FileNotFoundError):  # it is deleted at the same time
+                self.make_room()
+                for path in (self.room, self.root, os.path.dirname(self.root)):
+                    with Folder.open(path) as folder:
+                        self.disk.sync_folder(folder)
+                with self._lock_number(0):
+                    if self.about() is not None:
+                        return False
+                    self.write_about({"v": 1, "created": int(time.time()), **about})
+                    return True
+        raise S3Error("OperationAborted")
 
     def make_room(self) -> None:
         """The bucket's own folders, also where a restore dropped the empty ones."""
-        for path in (self.root, *(os.path.join(self.room, n) for n in ("tmp", "uploads", "locks"))):
-            os.makedirs(path, 0o750, exist_ok=True)
+        for path in (os.path.join(self.room, name) for name in ("tmp", "uploads", "locks")):
+            if not os.path.isdir(path):
+                self.disk.make_folders(path)
         names = {f"{n:02x}" for n in range(LOCKS if HAS_FLOCK else 0)}
         for name in names - set(os.listdir(self._lock_files)):
             path = f"{self._lock_files}/{name}"  # now: a full disk may have no inode for it later
@@ -3502,13 +3516,14 @@ class Store:
             self.write_about(kept)
 
     def destroy(self) -> None:
-        """Remove the bucket, if it holds no object. Raises BucketNotEmpty.
+        """Remove the bucket, if it holds no object. Raises BucketNotEmpty, NoSuchBucket.
 
         With every lock held nobody commits; who waits for one finds no bucket.json then.
         """
         with contextlib.ExitStack() as locks:
             for number in range(LOCKS):
                 locks.enter_context(self._lock_number(number))
+            self._check_here()
             if next(self.scan("", Cursor()), None):
                 raise S3Error("BucketNotEmpty")
             with Folder.open(self.room) as room:
@@ -3883,13 +3898,19 @@ class Store:
 
     def _prune(self, names: list[str]) -> None:
         """Remove the folder and its parents as far as they are empty."""
-        folders = [Folder.open(self.root)] if names else []
+        with contextlib.suppress(OSError):  # not empty, or gone: both are fine
+            while names:
+                self._prune_few(names[:-OPEN_LEVELS], names[-OPEN_LEVELS:])
+                names = names[:-OPEN_LEVELS]
+
+    def _prune_few(self, above: list[str], names: list[str]) -> None:
+        """As many folders as are held open at once. Raises OSError at one that is not empty."""
+        folders = [self.folder(above)]
         try:
-            with contextlib.suppress(OSError):  # not empty, or gone: both are fine
-                for name in names[:-1]:
-                    folders.append(folders[-1].child(name))
-                for folder, name in zip(reversed(folders), reversed(names)):
-                    self.disk.rmdir(folder, name)
+            for name in names[:-1]:
+                folders.append(folders[-1].child(name))
+            for folder, name in zip(reversed(folders), reversed(names)):
+                self.disk.rmdir(folder, name)
         finally:
             for folder in folders:
                 folder.close()
@@ -3932,6 +3953,7 @@ class Store:
                         check(old)
                         sidecar = Sidecar(key, staged.outlast(entry, old), old)
                         return self._commit_locked(place, staged, sidecar, charged)
+            self._check_here()
             raise S3Error("OperationAborted", "Folders come and go under this key. Try again.")
         except BaseException:
             self._prune(names[:-1])
@@ -4946,7 +4968,11 @@ class Buckets:
             raise S3Error(
                 "AccessDenied", "No section of buckets.ini lets this key make the bucket."
             )
-        return self.store(name, patterns[0]).create(owner=access_key)
+        if self.store(name, patterns[0]).create(owner=access_key):
+            return True
+        if not self.grants(name, access_key):  # another key made it just now
+            raise S3Error("BucketAlreadyExists", BucketName=name)
+        return False
 
     def delete(self, name: str) -> None:
         """Raises AccessDenied for a declared bucket, BucketNotEmpty."""
@@ -6890,7 +6916,12 @@ class App:
                       call.source, call.now, call.id)
         authorize(req, needs)
         check_refused_headers(head.headers)
-        response = operation(req)
+        try:
+            response = operation(req)
+        except FileNotFoundError:
+            if bucket and store.about() is None:  # deleted while we were at it
+                raise S3Error("NoSuchBucket", BucketName=bucket) from None
+            raise
         answer.trouble = "; ".join(dict.fromkeys(req.troubles))
         return response
 

@@ -6,11 +6,18 @@ to hurt.
 
 from __future__ import annotations
 
+import itertools
+import os
+import threading
+import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from powercut import body_of, entry_of
+from powercut import put as put_object
 from signing_client import Client, Reply
 
 import s3mini
@@ -37,27 +44,20 @@ Meet = Callable[..., list[Any]]
 
 @pytest.fixture
 def meet(monkeypatch: pytest.MonkeyPatch) -> Meet:
-    """meet(owner, name, act, times=1): calls of owner.name have act() happen before them.
+    """meet(owner, name, act): act() happens just before the first call of owner.name.
 
-    Gives the list of what act() gave. With `after`, it happens behind them.
+    Gives the list of what act() gave: before as many calls as `times` says.
     """
 
-    def arrange(
-        owner: Any, name: str, act: Callable[[], Any], times: int = 1, after: bool = False
-    ) -> list[Any]:
+    def arrange(owner: Any, name: str, act: Callable[[], Any], times: int = 1) -> list[Any]:
         real, got = getattr(owner, name), []
         begun: list[int] = []
 
         def between(*args: Any, **more: Any) -> Any:
-            if len(begun) >= times:
-                return real(*args, **more)
-            begun.append(1)
-            if not after:
+            if len(begun) < times:
+                begun.append(1)
                 got.append(act())
-            result = real(*args, **more)
-            if after:
-                got.append(act())
-            return result
+            return real(*args, **more)
 
         monkeypatch.setattr(owner, name, between)
         return got
@@ -124,3 +124,123 @@ def test_a_copy_onto_itself_that_always_comes_too_late_gives_up(s3: Client, meet
     assert (409, "OperationAborted") == outcome(copied)
     assert (b"new", "x/new", "new") == seen(s3)
     assert s3mini.ROUNDS == len(puts)
+
+
+# -- one bucket, made by two or removed meanwhile --------------------------------------------------
+
+TWO = """\
+[SERVER]
+durability = none
+data = {data}
+
+[test-*]
+access_key = one
+secret_key = secret-of-one-0123456789
+
+[test-*:alt]
+access_key = two
+secret_key = secret-of-two-0123456789
+"""
+
+
+@pytest.fixture
+def buckets(tmp_path: Path) -> s3mini.Buckets:
+    """Nobody's buckets yet; two keys may make them."""
+    config = tmp_path / "buckets.ini"
+    config.write_text(TWO.format(data=tmp_path / "data"))
+    made = s3mini.Buckets(s3mini.load_config(str(config)), s3mini.Disk(durable=False))
+    assert [] == made.prepare()
+    return made
+
+
+def test_of_two_keys_that_make_one_bucket_one_is_refused(
+    buckets: s3mini.Buckets, meet: Meet
+) -> None:
+    made = meet(s3mini.Store, "make_room", lambda: buckets.create("test-x", "two"))
+    with pytest.raises(s3mini.S3Error) as refused:
+        buckets.create("test-x", "one")
+
+    assert [True] == made
+    assert "BucketAlreadyExists" == refused.value.code
+    assert buckets.grants("test-x", "two")
+    assert not buckets.grants("test-x", "one")
+
+
+def test_who_makes_a_bucket_writes_its_name_under_a_lock(
+    buckets: s3mini.Buckets, meet: Meet
+) -> None:
+    path = f"{buckets.config.data}/test-x/.s3mini/locks/00"
+    locked = meet(s3mini.Store, "write_about", lambda: is_locked(path))
+    buckets.create("test-x", "one")
+
+    assert [True] == locked
+
+
+def is_locked(path: str) -> bool:
+    import fcntl
+
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def test_a_bucket_that_is_removed_while_it_is_made_is_made(tmp_path: Path, meet: Meet) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False))
+    store.create()
+    meet(s3mini.Store, "_lock_number", store.destroy)
+
+    assert store.create(owner="me")
+    assert "me" == (store.about() or {})["owner"]
+    assert s3mini.LOCKS == len(list((tmp_path / "b" / ".s3mini" / "locks").iterdir()))
+
+
+def test_of_two_who_remove_a_bucket_one_comes_too_late(fake: s3mini.Fake, meet: Meet) -> None:
+    """Also when somebody is just about to make it anew, and has its folders already."""
+    again = fake._server.app.buckets.open("media")
+    client = client_of(fake)
+
+    def remove_and_begin_to_make() -> int:
+        status = client.delete("/media").status
+        again.make_room()
+        return status
+
+    removed = meet(s3mini.Store, "destroy", remove_and_begin_to_make)
+    reply = client.delete("/media")
+
+    assert [204] == removed
+    assert (404, "NoSuchBucket") == outcome(reply)
+
+
+def upload(s3: Client) -> Reply:
+    return s3.post("a/b", uploads="")
+
+
+DOCUMENT = b"<Tagging><TagSet/></Tagging>"
+GONE: dict[str, tuple[Any, str, Callable[[Client], Reply]]] = {
+    "put": (s3mini.Staged, "fill", lambda s3: s3.put("k", b"x")),
+    "put in folders": (s3mini.Staged, "fill", lambda s3: s3.put("a/b", b"x")),
+    "put, its folders made": (s3mini.Store, "lock", lambda s3: s3.put("a/b", b"x")),
+    "put, about to begin": (s3mini.Store, "stage", lambda s3: s3.put("k", b"x")),
+    "delete": (s3mini.Store, "_delete_data", lambda s3: s3.delete("k")),
+    "create an upload": (s3mini.Store, "create_upload", upload),
+    "uploads": (s3mini.Store, "uploads", lambda s3: s3.get(uploads="")),
+    "tag the bucket": (s3mini.Store, "change_about", lambda s3: s3.put("", DOCUMENT, tagging="")),
+    "free space": (s3mini.Store, "check_free", lambda s3: s3.put("k", b"x")),
+}
+
+
+@pytest.mark.parametrize("what", GONE)
+def test_a_bucket_that_is_removed_meanwhile_is_404(
+    fake: s3mini.Fake, s3: Client, meet: Meet, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    owner, name, request = GONE[what]
+    monkeypatch.setattr(fake._server.app.buckets.open("media"), "min_free", 1)
+    removed = meet(owner, name, lambda: client_of(fake).delete("/media").status)
+    reply = request(s3)
+
+    assert [204] == removed
+    assert (404, "NoSuchBucket") == outcome(reply)
+    assert [] == [path for path in Path(fake.data).rglob("*") if path.is_file()]
