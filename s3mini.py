@@ -3461,6 +3461,7 @@ class Store:
         self._about: tuple[tuple[int, ...], dict[str, Any]] = ((), {})
         self._usage_lock = threading.Lock()  # where there is no flock
         self._thread_locks = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
+        self._upload_locks = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
 
     # -- the bucket ------------------------------------------------------------------------------
 
@@ -4444,6 +4445,7 @@ class Store:
         try:
             with self._lock_upload_file(path), Folder.open(path) as folder:
                 if not exists(folder, "upload.json"):
+                    self._empty_upload(path)  # our lock, made anew behind who removed it
                     raise S3Error("NoSuchUpload", UploadId=upload.id)
                 yield folder
         except (FileNotFoundError, NotADirectoryError):
@@ -4451,10 +4453,11 @@ class Store:
                 raise
             raise S3Error("NoSuchUpload", UploadId=upload.id) from None
 
-    def _lock_upload_file(self, path: str) -> contextlib.AbstractContextManager[None]:
+    def _lock_upload_file(self, path: str) -> contextlib.AbstractContextManager[Any]:
+        """Not one of the keys' locks: Complete takes the key's while it holds this."""
         if HAS_FLOCK:
             return locked_file(os.path.join(path, "lock"))
-        return self._lock_number(zlib.crc32(path.encode()) % LOCKS)
+        return self._upload_locks[zlib.crc32(path.encode()) % LOCKS]
 
     def put_part(self, upload: Upload, number: int, body: Body) -> Part:
         """Store a part; one sent again takes the place of the first. Raises as put does."""
@@ -4510,15 +4513,28 @@ class Store:
     ) -> Entry:
         """Join parts to an object. `choose` picks and checks them; as put otherwise."""
         with self._upload_lock(upload) as folder:
-            chosen = choose(self._parts(folder))
-            self.check_free(sum(p.size for p in chosen))
-            with self.stage() as staged:
-                for part in chosen:
-                    self._join(folder, part, staged)
-                charged = sum(p.size for p in self._parts(folder))
-                entry = self.commit(upload.key, staged, describe(chosen), check, charged)
+            entry = self._joined(upload)
+            if not entry:
+                parts = self._parts(folder)
+                chosen = choose(parts)
+                self.check_free(sum(p.size for p in chosen))
+                with self.stage() as staged:
+                    for part in chosen:
+                        self._join(folder, part, staged)
+                    charged = sum(p.size for p in parts)
+                    entry = self.commit(upload.key, staged, describe(chosen), check, charged)
             self._remove_upload(upload, folder)
         return entry
+
+    def _joined(self, upload: Upload) -> Optional[Entry]:
+        """The object that the upload has become, where a kill left the upload behind it.
+
+        The quota has got back its parts.
+        """
+        with contextlib.suppress(S3Error):
+            entry = self.head(upload.key)
+            return entry if entry.upload == upload.id else None
+        return None
 
     def _join(self, folder: Folder, part: Part, staged: Staged) -> None:
         """Append a part to the staged file, by the kernel: its MD5 was checked when it came."""
@@ -4531,7 +4547,7 @@ class Store:
     def abort_upload(self, upload: Upload) -> None:
         """Raises NoSuchUpload."""
         with self._upload_lock(upload) as folder:
-            size = sum(p.size for p in self._parts(folder))
+            size = 0 if self._joined(upload) else sum(p.size for p in self._parts(folder))
             self._remove_upload(upload, folder)
             self.charge(-size)
 
@@ -5802,9 +5818,13 @@ def complete_multipart_upload(req: Request) -> Response:
 
     def work() -> Response:
         choose = functools.partial(choose_parts, upload, items)
-        return complete_reply(
-            req, req.store.complete_upload(upload, choose, describe, req.check_write)
-        )
+        try:
+            entry = req.store.complete_upload(upload, choose, describe, req.check_write)
+        except S3Error as why:
+            if why.code != "NoSuchUpload":
+                raise
+            return completed_before(req)  # it was sent twice, and the other was faster
+        return complete_reply(req, entry)
 
     return answer_in_time(work, f"/{req.bucket}/{req.key}", req.id)
 

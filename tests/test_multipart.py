@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import Server
+from powercut import body_of, entry_of
 from signing_client import UNSIGNED, Client, Reply
 
 import s3mini
@@ -194,6 +195,43 @@ def test_a_repeated_complete_is_answered_again(s3: Client) -> None:
     s3.put("k", b"newer")
     assert "NoSuchUpload" == complete(s3, "k", upload, [(1, etag)]).error
     assert b"newer" == s3.get("k").body
+
+
+def test_a_complete_that_was_killed_behind_its_commit_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own object is no reason to refuse it, and the quota gets each byte back once."""
+    data = b"joined"
+    for end in ("complete", "abort"):
+        store = s3mini.Store(str(tmp_path / end), s3mini.Disk(durable=False), quota=10**6)
+        store.create()
+        store.count()
+        upload = s3mini.Upload("0" * 32, "m", 1_600_000_000, entry_of(b"", "joined"))
+        entry = entry_of(data, "joined", upload=upload.id)
+        store.create_upload(upload)
+        store.put_part(upload, 1, body_of(data))
+
+        def only_once(old: Any) -> None:
+            if old:
+                raise s3mini.S3Error("PreconditionFailed")
+
+        arguments = (upload, lambda parts: parts, lambda _, e=entry: e, only_once)
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "_remove_upload", killed)
+            with pytest.raises(InterruptedError):
+                store.complete_upload(*arguments)
+        if end == "complete":
+            assert entry.etag == store.complete_upload(*arguments).etag
+        else:
+            store.abort_upload(upload)
+
+        assert [] == store.uploads()
+        with store._usage() as fd:
+            assert len(data) == store.held() == s3mini.read_number(fd)
+
+
+def killed(*_: Any) -> None:
+    raise InterruptedError
 
 
 def test_an_aborted_upload_leaves_nothing(server: Server, s3: Client) -> None:

@@ -244,3 +244,66 @@ def test_a_bucket_that_is_removed_meanwhile_is_404(
     assert [204] == removed
     assert (404, "NoSuchBucket") == outcome(reply)
     assert [] == [path for path in Path(fake.data).rglob("*") if path.is_file()]
+
+
+# -- one upload, ended by two ----------------------------------------------------------------------
+
+
+def begin(s3: Client, key: str = "m") -> tuple[str, bytes]:
+    """An upload of one part, and the document that completes it."""
+    number = s3.post(key, uploads="").element("UploadId")
+    etag = s3.put(key, b"part", partNumber=1, uploadId=number).etag
+    part = f"<Part><PartNumber>1</PartNumber><ETag>{etag}</ETag></Part>"
+    return number, f"<CompleteMultipartUpload>{part}</CompleteMultipartUpload>".encode()
+
+
+def test_a_complete_sent_again_while_the_first_runs_is_answered(s3: Client, meet: Meet) -> None:
+    number, document = begin(s3)
+    first = meet(s3mini.Store, "complete_upload", lambda: s3.post("m", document, uploadId=number))
+    second = s3.post("m", document, uploadId=number)
+
+    assert [200, 200] == [first[0].status, second.status]
+    assert first[0].etag == second.etag
+
+
+def test_a_complete_after_an_abort_is_none(s3: Client, meet: Meet) -> None:
+    number, document = begin(s3)
+    meet(s3mini.Store, "complete_upload", lambda: s3.delete("m", uploadId=number))
+
+    assert (404, "NoSuchUpload") == outcome(s3.post("m", document, uploadId=number))
+
+
+def test_a_part_that_comes_too_late_leaves_no_lock_behind(tmp_path: Path) -> None:
+    """Who waits for the lock of an upload makes it anew, behind the one who removed it."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False))
+    store.create()
+    gone = s3mini.Upload("0" * 32, "m", 1_600_000_000, s3mini.Entry(0, "", "", 0))
+    folder = tmp_path / "b" / ".s3mini" / "uploads" / gone.id
+    folder.mkdir()
+    (folder / "lock").touch()
+    with pytest.raises(s3mini.S3Error, match="upload does not exist"):
+        store.abort_upload(gone)
+
+    assert not folder.exists()
+
+
+def test_without_flock_an_upload_does_not_wait_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows the locks are this process's own: an upload's was sometimes its key's too."""
+    monkeypatch.setattr(s3mini, "HAS_FLOCK", False)
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False))
+    store.create()
+    number = zlib.crc32(store._upload_path("0" * 32).encode()) % s3mini.LOCKS
+    key = next(k for k in map(str, itertools.count()) if zlib.crc32(k.encode()) % 256 == number)
+    made = s3mini.Upload("0" * 32, key, 1_600_000_000, s3mini.Entry(0, "", "", 0))
+    store.create_upload(made)
+    store.put_part(made, 1, body_of(b"part"))
+    entry = entry_of(b"part", "joined")
+    arguments = (made, lambda parts: parts, lambda _: entry, s3mini.no_check)
+    thread = threading.Thread(target=store.complete_upload, args=arguments, daemon=True)
+    thread.start()
+    thread.join(20)
+
+    assert not thread.is_alive()
+    assert entry.etag == store.head(key).etag
