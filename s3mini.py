@@ -2746,6 +2746,7 @@ O_NOFOLLOW, O_NONBLOCK = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK",
 O_DIRECTORY, O_CLOEXEC = getattr(os, "O_DIRECTORY", 0), getattr(os, "O_CLOEXEC", 0)
 HAS_DIR_FD = os.open in os.supports_dir_fd and O_DIRECTORY != 0
 READ_FLAGS = os.O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_BINARY
+GONE = (FileNotFoundError, NotADirectoryError)  # a folder that was pruned, or is a link by now
 LINK_ERRORS = (errno.ELOOP, errno.EMLINK)  # what O_NOFOLLOW answers on Linux, on BSD
 
 
@@ -2778,6 +2779,14 @@ class Folder:
             if why.errno in LINK_ERRORS:
                 raise NotADirectoryError(errno.ENOTDIR, "a link", path) from None
             raise
+
+    def below(self, names: tuple[str, ...]) -> Folder:
+        """The folder of these names, one in the other. Raises as child does."""
+        folder = self.child(names[0])
+        for name in names[1:]:
+            with folder:
+                folder = folder.child(name)
+        return folder
 
     def at(self, name: str) -> str:
         return name if self.fd is not None else os.path.join(self.path, name)
@@ -3060,6 +3069,18 @@ def open_regular(folder: Folder, name: str, own: bool = True) -> Optional[Place]
     return None
 
 
+def folders_unless_file(folder: Folder) -> Optional[list[str]]:
+    """The names of the folders in it; None when there is a file that is no sidecar."""
+    folders = []
+    with folder.scan() as found:
+        for item in found:
+            if item.is_dir(follow_symlinks=False):
+                folders.append(item.name)
+            elif item.is_file(follow_symlinks=False) and not is_sidecar(item.name):
+                return None
+    return folders
+
+
 def exists(folder: Folder, name: str) -> bool:
     try:
         folder.stat(name)
@@ -3261,50 +3282,68 @@ class NamesCache:
             self._known[path] = found
 
 
-class Level:
-    """One folder of a scan, with the folders in which its too long names go on."""
+class Scan(NamedTuple):
+    """What all levels of a scan share."""
 
-    def __init__(
-        self, folder: Folder, names: tuple[str, ...], base: str, prefix: str,
-        find: Callable[[Folder, bool], Optional[Names]],
-    ):
-        self.base, self._jumped, self._find_names = base, "", find
-        self._folders = [(folder, names)]
-        self._rest = prefix[len(base) :] if prefix.startswith(base) else ""
+    prefix: str
+    open: Callable[[tuple[str, ...]], Folder]  # by the names below the bucket's folder
+    find: Callable[[Folder, bool], Optional[Names]]  # the names in a folder, see NamesCache
+
+
+class Level:
+    """One folder of a scan, with the folders in which its too long names go on.
+
+    It holds one descriptor at most: a folder may have a thousand long names.
+    """
+
+    def __init__(self, scan: Scan, folder: Folder, names: tuple[str, ...], base: str):
+        self.base, self._scan, self._jumped = base, scan, ""
+        self._places = [(names, "")]  # of its folders: the names, and what begins their pieces
+        self._folder: Optional[Folder] = folder  # the one that is open
+        self._number = 0  # which of them that is
+        self._rest = scan.prefix[len(base) :] if scan.prefix.startswith(base) else ""
         try:
-            packed = find(folder, not names)
+            packed = scan.find(folder, not names)
             self._rows: Union[Names, list[Row]] = (
-                sorted(self._find("", 0)) if packed is None else packed)
+                sorted(self._read()) if packed is None else packed)
         except BaseException:
             self.close()
             raise
         self._at = bisect_left(self._rows, (self._rest, ""))
 
-    def _find(self, lead: str, number: int) -> Iterator[Row]:
+    def _read(self) -> Iterator[Row]:
         """The slow twin of scan_names, for folders with escaped names."""
-        folder, names = self._folders[number]
-        with folder.scan() as found:
-            for item in found:
-                if item.name[0] == "." and (
-                    is_sidecar(item.name) or item.name == ROOM and not names
-                ):
-                    continue
-                is_folder = item.is_dir(follow_symlinks=False)
-                if is_folder and item.name.endswith("%-"):
-                    yield from self._continued(folder, names, item.name, lead)
-                elif is_folder or item.is_file(follow_symlinks=False):
-                    piece = piece_of(item.name, is_folder)
-                    if piece is not None:
-                        piece = lead + piece + "/" if is_folder else lead + piece
-                        yield Row(piece, item.name, is_folder, number)
+        for number, (names, lead) in enumerate(self._places):  # which grows meanwhile
+            folder = self._open(number)
+            if not folder:
+                continue
+            with folder.scan() as found:
+                rows = [self._row(item, names, lead, number) for item in found]
+            yield from (row for row in rows if row)
 
-    def _continued(
-        self, folder: Folder, names: tuple[str, ...], name: str, lead: str
-    ) -> Iterator[Row]:
-        text = unescape(name[:-2])
-        if text is not None:
-            self._folders.append((folder.child(name), (*names, name)))
-            yield from list(self._find(lead + text, len(self._folders) - 1))
+    def _row(self, item: Any, names: tuple[str, ...], lead: str, number: int) -> Optional[Row]:
+        """None for what has no key, and for a folder in which a name goes on: that is noted."""
+        name, is_folder = item.name, item.is_dir(follow_symlinks=False)
+        if name[0] == "." and (is_sidecar(name) or name == ROOM and not names):
+            return None
+        if is_folder and name.endswith("%-"):
+            text = unescape(name[:-2])
+            if text is not None:
+                self._places.append(((*names, name), lead + text))
+        elif is_folder or item.is_file(follow_symlinks=False):
+            piece = piece_of(name, is_folder)
+            if piece is not None:
+                return Row(lead + piece + "/" * is_folder, name, is_folder, number)
+        return None
+
+    def _open(self, number: int) -> Optional[Folder]:
+        """One of its folders; None when it is gone."""
+        if self._folder and number == self._number:
+            return self._folder
+        self.close()
+        with contextlib.suppress(*GONE, PermissionError):
+            self._folder, self._number = self._scan.open(self._places[number][0]), number
+        return self._folder
 
     def next(self, cursor: Cursor) -> Optional[Item]:
         """The next file or folder that may hold wanted keys; None at the end."""
@@ -3315,12 +3354,13 @@ class Level:
             if not row.piece.startswith(self._rest):
                 return None
             self._at += 1
-            folder, names = self._folders[row.number]
-            key = self.base + row.piece
+            key, names = self.base + row.piece, self._places[row.number][0]
             if row.is_folder and cursor.after >= key + LAST:
                 continue
             if row.is_folder or is_canonical(key, (*names, row.name)):
-                return Item(key, folder, row.name, row.is_folder)
+                folder = self._open(row.number)
+                if folder:
+                    return Item(key, folder, row.name, row.is_folder)
         return None
 
     def _jump(self, after: str) -> None:
@@ -3334,18 +3374,20 @@ class Level:
         elif after > self.base:
             self._at = len(self._rows)
 
-    def enter(self, item: Item, prefix: str) -> Optional[Level]:
-        """The level below a folder, or None when it is gone."""
-        names = next(names for folder, names in self._folders if folder is item.folder)
+    def enter(self, item: Item) -> Optional[Level]:
+        """The level below a folder, just found, or None when it is gone."""
         try:
             folder = item.folder.child(item.name)
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
+        except (*GONE, PermissionError):
             return None
-        return Level(folder, (*names, item.name), item.key, prefix, self._find_names)
+        names, _ = self._places[self._number]
+        return Level(self._scan, folder, (*names, item.name), item.key)
 
     def close(self) -> None:
-        for folder, _ in self._folders:
-            folder.close()
+        """Give the descriptor back; it is opened again where it is needed."""
+        if self._folder:
+            self._folder.close()
+        self._folder = None
 
 
 def piece_of(name: str, is_folder: bool) -> Optional[str]:
@@ -3582,25 +3624,37 @@ class Store:
             with self._usage() as fd:
                 write_number(fd, total)
 
-    def _all_sizes(self, path: str) -> Iterator[tuple[str, int]]:
-        """(path, bytes) of every data file, kept version and part; sidecars are not counted."""
+    def held(self) -> int:
+        """The bytes of everything the bucket holds, read off the disk, as far as we may read it.
+
+        A file of two names counts once: a version may be in its place again.
+        """
+        todo, seen, total = [self.root], set(), 0
+        while todo:
+            with contextlib.suppress(*GONE, PermissionError):
+                for info in self._files(todo.pop(), todo):
+                    if info.st_nlink <= 1 or info.st_ino not in seen:
+                        total += info.st_size
+                    if info.st_nlink > 1:
+                        seen.add(info.st_ino)
+        return total
+
+    def _files(self, path: str, todo: list[str]) -> Iterator[os.stat_result]:
+        """Every data file, kept version and part in a folder; its folders go to `todo`."""
         with os.scandir(path) as found:
             for item in found:
                 if item.is_dir(follow_symlinks=False):
                     if path != self.room or item.name in ("uploads", "versions"):
-                        yield from self._all_sizes(item.path)
+                        todo.append(item.path)
                 elif path != self.room and not self._is_note(path, item.name):
-                    yield item.path, item.stat(follow_symlinks=False).st_size
+                    with contextlib.suppress(FileNotFoundError):
+                        yield item.stat(follow_symlinks=False)
 
     def _is_note(self, folder: str, name: str) -> bool:
         """Whether a file is a sidecar, or in the room a note beside what is kept there."""
         if folder.startswith(self.room + os.sep):
             return name.endswith(".json")
         return is_sidecar(name)
-
-    def held(self) -> int:
-        """The bytes of everything the bucket holds, read off the disk."""
-        return sum(size for _, size in self._all_sizes(self.root))
 
     @contextlib.contextmanager
     def _usage(self) -> Iterator[int]:
@@ -4360,7 +4414,7 @@ class Store:
             return self._names.find(folder, is_root, cursor.since)
 
         try:
-            levels = [Level(self.folder(list(names)), names, base, prefix, find)]
+            levels = [Level(Scan(prefix, self.folder, find), self.folder(names), names, base)]
         except (FileNotFoundError, NotADirectoryError):
             return
         last = None
@@ -4377,25 +4431,41 @@ class Store:
                     if self._has_objects(item.folder, item.name):
                         yield item
                 else:
-                    child = levels[-1].enter(item, prefix)
+                    child = levels[-1].enter(item)
+                    if child and len(levels) >= OPEN_LEVELS:
+                        levels[-1].close()
                     levels += [child] if child else []
         finally:
             for level in levels:
                 level.close()
 
     def _has_objects(self, folder: Folder, name: str) -> bool:
-        """Whether anything lies below a folder; looks no further than the first."""
+        """Whether anything lies below a folder; looks no further than the first.
+
+        One folder is open at a time: they may lie a thousand deep.
+        """
+        todo: list[tuple[str, ...]] = [(name,)]
+        here: Optional[Folder] = None  # the folder that was looked into last
+        at: tuple[str, ...] = ()
         try:
-            with folder.child(name) as child, child.scan() as found:
-                folders = []
-                for item in found:
-                    if item.is_dir(follow_symlinks=False):
-                        folders.append(item.name)
-                    elif item.is_file(follow_symlinks=False) and not is_sidecar(item.name):
-                        return True
-                return any(self._has_objects(child, n) for n in folders)
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
-            return False
+            while todo:
+                names = todo.pop()
+                try:
+                    is_next = here and names[:-1] == at
+                    child = here.child(names[-1]) if here and is_next else folder.below(names)
+                    if here:
+                        here.close()
+                    here, at = child, names
+                    folders = folders_unless_file(here)
+                except (*GONE, PermissionError):
+                    continue
+                if folders is None:
+                    return True
+                todo += [(*names, n) for n in folders]
+        finally:
+            if here:
+                here.close()
+        return False
 
     def peek(self, item: Item) -> Optional[Entry]:
         """The entry of a listed object, or None when it is gone by now."""

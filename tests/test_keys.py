@@ -7,12 +7,15 @@ import importlib.util
 import json
 import os
 import random
+import resource
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from powercut import put
 
 import s3mini
 
@@ -152,6 +155,55 @@ def test_the_fast_path_from_key_to_names_is_the_slow_one(seed: int) -> None:
         assert slow == s3mini.names_of_key(key)
 
     assert 50 < fast < len(keys)
+
+
+DEEP = ["/" * 1023 + "x", "a/" * 511 + "b", "\x01/" * 511 + "c"]
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[None]:
+    """As many as `ulimit -n` often gives, less those of a thousand connections."""
+    old = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(name) for name in os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 3 * s3mini.OPEN_LEVELS, old[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, old)
+
+
+@pytest.mark.parametrize("key", DEEP, ids=lambda key: repr(key[:2]))
+def test_a_key_of_a_thousand_folders_is_as_good_as_any(
+    tmp_path: Path, few_descriptors: None, key: str
+) -> None:
+    """Written, listed, counted, checked and pruned with few descriptors and no recursion."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False), quota=10**9)
+    store.create()
+    wanted = sorted([key, key[:-1] + "y", key[:600] + "/in the middle", "plain"])
+    for each in wanted:
+        put(store, each, b"content", "name")
+    pages = [s3mini.list_page(store, "", d, s3mini.Cursor(), 100) for d in ("", "/")]
+    below = s3mini.list_page(store, key[:900], "", s3mini.Cursor(), 100)
+
+    assert wanted == [k for k, _ in pages[0].objects]
+    assert ([key.partition("/")[0] + "/"], ["plain"]) == (
+        pages[1].prefixes, [k for k, _ in pages[1].objects])
+    assert sorted(k for k in wanted if k.startswith(key[:900])) == [k for k, _ in below.objects]
+    assert 4 * len(b"content") == store.held()
+    assert [] == list(s3mini.Inspector(store, True, False, lambda *_: None).run())
+    for each in wanted:
+        store.delete(each, s3mini.no_check)
+    assert [".s3mini"] == os.listdir(store.root)
+
+
+def test_many_names_too_long_for_the_disk_are_listed(tmp_path: Path, few_descriptors: None) -> None:
+    """Each goes on in a folder of its own."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False))
+    store.create()
+    wanted = [f"{number:03}" + "x" * 300 for number in range(4 * s3mini.OPEN_LEVELS)]
+    for key in wanted:
+        put(store, key, b"content", "name")
+    page = s3mini.list_page(store, "", "", s3mini.Cursor(), 1000)
+
+    assert wanted == [key for key, _ in page.objects]
 
 
 @pytest.mark.parametrize(
