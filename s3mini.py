@@ -3048,10 +3048,17 @@ class Place(NamedTuple):
         return f".{self.name}{SIDECAR}"
 
 
+def access_denied(why: OSError) -> Exception:
+    """The same, or AccessDenied where it is the server's user who may not read one file."""
+    if isinstance(why, PermissionError):
+        return S3Error("AccessDenied", "The server may not read this file.")
+    return why
+
+
 def open_regular(folder: Folder, name: str, own: bool = True) -> Optional[Place]:
     """The file open for reading, or None when there is no regular file of that name.
 
-    With `own` the folder is closed when an error goes up. Raises OSError.
+    With `own` the folder is closed when an error goes up. Raises AccessDenied, OSError.
     """
     try:
         fd = folder.open_file(name)
@@ -3062,7 +3069,7 @@ def open_regular(folder: Folder, name: str, own: bool = True) -> Optional[Place]
             return None
         if own:
             folder.close()
-        raise
+        raise access_denied(why) from None
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return Place(folder, name, fd)
     os.close(fd)
@@ -3256,8 +3263,9 @@ class NamesCache:
 
     def find(self, folder: Folder, is_root: bool, since: float) -> Optional[Names]:
         """The names now, or at `since` if it is told. None as scan_names has it. Raises OSError."""
+        now = time.time()  # before the look: what is acknowledged until then is seen
         info = os.stat(folder.fd if folder.fd is not None else folder.path)
-        known, now = self._known.get(folder.path), time.time()
+        known = self._known.get(folder.path)
         if known and known.ino == info.st_ino:
             if known.mtime_ns == info.st_mtime_ns:
                 self._known[folder.path] = known._replace(at=now)
@@ -3757,13 +3765,11 @@ class Store:
                 if place:
                     return place
             folder.close()
-        except PermissionError:
-            raise S3Error("AccessDenied", "The server may not read this file.") from None
         except (FileNotFoundError, NotADirectoryError):
             pass
         except OSError as why:
             if why.errno not in LINK_ERRORS:
-                raise
+                raise access_denied(why) from None
         raise S3Error("NoSuchKey", Key=key)
 
     def folder(self, names: Union[list[str], tuple[str, ...]]) -> Folder:
@@ -3805,7 +3811,7 @@ class Store:
     def read_sidecar(self, place: Place) -> Optional[Sidecar]:
         """None when there is none, or none that makes sense: the object is adopted then.
 
-        Raises OSError: one that cannot be opened just now is not one that is not there.
+        Raises AccessDenied, OSError: one that cannot be opened is not one that is not there.
         """
         try:
             fd = place.folder.open_file(place.sidecar)
@@ -3814,7 +3820,7 @@ class Store:
         except OSError as why:
             if why.errno in (*LINK_ERRORS, errno.ENXIO, errno.EISDIR):
                 return None
-            raise
+            raise access_denied(why) from None
         try:
             data = os.read(fd, 64 * KIB)
             while more := os.read(fd, MIB) if len(data) >= 64 * KIB else b"":
@@ -3858,14 +3864,13 @@ class Store:
         self, fd: int, info: os.stat_result, key: str, sidecar: Optional[Sidecar]
     ) -> Entry:
         """What a file is that no entry describes: a version from a backup, or a new one."""
-        if sidecar and sidecar.key == key:
-            for entry in (sidecar.current, sidecar.previous):
-                if entry and entry.size == info.st_size and entry.describes(fd):
-                    return replace(entry, mtime_ns=info.st_mtime_ns, ino=info.st_ino)
-        md5 = hash_file(fd, 0, info.st_size) if info.st_size <= ADOPT_BYTES else ""
-        stand_in = hashlib.md5(f"{info.st_size} {info.st_mtime_ns} {info.st_ino}".encode())
-        return Entry(info.st_size, md5 or stand_in.hexdigest() + "-1", md5, int(info.st_mtime),
-                     info.st_mtime_ns, info.st_ino, {"content-type": guess_type(key)})
+        for entry in (sidecar.current, sidecar.previous) if sidecar else ():
+            if entry and entry.size == info.st_size and entry.describes(fd):
+                return replace(entry, mtime_ns=info.st_mtime_ns, ino=info.st_ino)
+        entry = unread(info, key)
+        if info.st_size <= ADOPT_BYTES:
+            entry.etag = entry.md5 = hash_file(fd, 0, info.st_size)
+        return entry
 
     # -- locks and folders -----------------------------------------------------------------------
 
@@ -4468,12 +4473,22 @@ class Store:
         return False
 
     def peek(self, item: Item) -> Optional[Entry]:
-        """The entry of a listed object, or None when it is gone by now."""
+        """The entry of a listed object, or None when it is gone by now.
+
+        One that the server may not read is listed all the same: who mirrors a bucket would delete
+        his copy of what is left out.
+        """
         try:
-            info = item.folder.stat(item.name)
-            entry = self._known(Place(item.folder, item.name, -1), info, item.key)
+            try:
+                info = item.folder.stat(item.name)
+                entry = self._known(Place(item.folder, item.name, -1), info, item.key)
+            except FileNotFoundError:  # it stepped aside, or its folder came anew
+                entry = None
             return entry or self.head(item.key)
-        except (FileNotFoundError, S3Error):
+        except S3Error as why:
+            with contextlib.suppress(FileNotFoundError):
+                if why.code == "AccessDenied":
+                    return unread(item.folder.stat(item.name), item.key)
             return None
 
     # -- multipart uploads -----------------------------------------------------------------------
@@ -4803,6 +4818,13 @@ TYPES = {
     ".webm": "video/webm", ".webp": "image/webp", ".woff2": "font/woff2", ".xml": "application/xml",
     ".zip": "application/zip",
 }
+
+
+def unread(info: os.stat_result, key: str) -> Entry:
+    """What is told of a file put there by hand without reading it; its ETag is a stand-in."""
+    stand_in = hashlib.md5(f"{info.st_size} {info.st_mtime_ns} {info.st_ino}".encode())
+    return Entry(info.st_size, stand_in.hexdigest() + "-1", "", int(info.st_mtime),
+                 info.st_mtime_ns, info.st_ino, {"content-type": guess_type(key)})
 
 
 def guess_type(key: str) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 from conftest import Serve, Server
@@ -251,6 +251,27 @@ def test_a_bucket_restored_from_a_backup_is_whole(s3: Client, folder: Path, tmp_
     for number, key in enumerate(keys):
         got = s3.get(key)
         assert (key.encode(), str(number)) == (got.body, got.headers.get("x-amz-meta-key")), key
+
+
+@pytest.mark.parametrize("name", ["k", ".k.s3mini.json"])
+def test_what_the_server_may_not_read_is_403_and_listed(
+    unreadable: Callable[[Path], None], name: str
+) -> None:
+    with s3mini.start("media") as fake:
+        folder = Path(fake.data, "media")
+        address = fake.endpoint.partition("//")[2]
+        s3 = Client(address, fake.access_key, fake.secret_key, bucket="media")
+        s3.put("k", b"first", {"x-amz-meta-a": "1"})
+        s3.put("other", b"x")
+        (folder / "k").write_bytes(b"edited")  # what is remembered of it is worth nothing
+        unreadable(folder / name)
+        replies = [s3.get("k"), s3.put("k", b"new"), s3.delete("k"), s3.put("k", tagging="")]
+        listing = s3.get(list_type=2)
+
+        assert [(403, "AccessDenied")] * 3 == [(r.status, r.error) for r in replies[:3]]
+        assert ["k", "other"] == listing.elements("Key")
+        assert "6" == listing.elements("Size")[0]
+        assert b"edited" == (folder / "k").read_bytes()
 
 
 def test_a_damaged_sidecar_never_makes_an_object_unreadable(s3: Client, folder: Path) -> None:

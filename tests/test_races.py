@@ -307,3 +307,63 @@ def test_without_flock_an_upload_does_not_wait_for_itself(
 
     assert not thread.is_alive()
     assert entry.etag == store.head(key).etag
+
+
+# -- a listing, and objects that come and go -------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> s3mini.Store:
+    """A folder of so many names that they are kept between pages."""
+    made = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False))
+    made.create()
+    for number in range(s3mini.FEW_NAMES + 6):
+        fill(made, f"a{number:03}")
+    return made
+
+
+def fill(store: s3mini.Store, key: str) -> None:
+    put_object(store, key, key.encode(), "name")
+
+
+def page(store: s3mini.Store, after: str, since: float, limit: int = 60) -> list[str]:
+    found = s3mini.list_page(store, "", "", s3mini.Cursor(after, since), limit)
+    return [key for key, _ in found.objects]
+
+
+def settle(store: s3mini.Store) -> None:
+    """The folder's last change is a while ago."""
+    os.utime(store.root, (1_600_000_000, 1_600_000_000.5))
+
+
+def test_an_object_that_steps_aside_between_two_pages_is_listed(store: s3mini.Store) -> None:
+    settle(store)
+    began = time.time()
+    first = page(store, "", 0, 10)
+    fill(store, "a050/x")  # a050 makes way for a folder
+    store.delete("a050/x", s3mini.no_check)  # and the folder goes
+
+    assert "a050" in page(store, first[-1], began)
+
+
+def test_a_listing_begun_after_a_put_has_it_on_its_later_pages(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another listing was just about to note when it had looked at the folder."""
+    settle(store)
+    page(store, "", 0)
+    real, began = time.time, []
+
+    def interrupted() -> float:
+        if not began:
+            began.append(0.0)
+            fill(store, "z-new")
+            began[0] = real()
+            page(store, "", 0)
+        return real()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3mini.time, "time", interrupted)
+        page(store, "", 0)
+
+    assert "z-new" in page(store, "a059", began[0])
