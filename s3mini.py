@@ -2619,6 +2619,13 @@ def unescape(name: str) -> Optional[str]:
         return None
 
 
+def folded(key: str) -> str:
+    """The same for all keys that a disk may take for one: APFS, NTFS, ext4 with casefold."""
+    import unicodedata
+
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", key).casefold())
+
+
 def read_at(fd: int, size: int, offset: int) -> bytes:
     if hasattr(os, "pread"):
         return os.pread(fd, size, offset)
@@ -3790,11 +3797,32 @@ class Store:
             return known.entry
         sidecar = self.read_sidecar(place)
         entry = sidecar.fitting(info) if sidecar else None
-        if sidecar and entry and sidecar.key != key:
+        if sidecar and self._is_of_another(sidecar, key):
             raise S3Error("NoSuchKey", Key=key)
         if entry:
             self._remember(key, Known.of(place, info, entry))
         return entry
+
+    def _is_of_another(self, sidecar: Sidecar, key: str) -> bool:
+        """Whether a disk that takes two names for one has given us another key's file.
+
+        A sidecar names another key also where somebody moved or copied its folder: that is as
+        good as one of our own.
+        """
+        if sidecar.key == key or folded(sidecar.key) != folded(key):
+            return False
+        return not self._has_names(names_of_key(key))
+
+    def _has_names(self, names: list[str]) -> bool:
+        """Whether just these names are on the disk, the last one maybe escaped."""
+        with contextlib.suppress(*GONE):
+            for depth, name in enumerate(names):
+                with self.folder(names[:depth]) as folder, folder.scan() as items:
+                    found = {item.name for item in items}
+                if name not in found and (depth < len(names) - 1 or name + "%" not in found):
+                    return False
+            return True
+        return False
 
     def _remember(self, key: str, known: Known) -> None:
         """Keep an entry in memory.
@@ -4160,7 +4188,7 @@ class Store:
             info = os.fstat(place.fd)
             sidecar = self.read_sidecar(place)
             entry = sidecar.fitting(info) if sidecar else None
-            if sidecar and entry and sidecar.key != key:
+            if sidecar and self._is_of_another(sidecar, key):
                 raise S3Error("InvalidRequest", f"This disk cannot hold it beside {sidecar.key}.")
             return place._replace(fd=-1), entry or self._identify(place.fd, info, key, sidecar)
         finally:

@@ -253,6 +253,62 @@ def test_a_bucket_restored_from_a_backup_is_whole(s3: Client, folder: Path, tmp_
         assert (key.encode(), str(number)) == (got.body, got.headers.get("x-amz-meta-key")), key
 
 
+@pytest.mark.parametrize("how", ["moved", "copied", "copied, with new times"])
+def test_a_folder_moved_by_hand_keeps_all_that_its_sidecars_say(
+    s3: Client, folder: Path, how: str
+) -> None:
+    for name in ("get", "put", "delete"):
+        s3.put(f"photos/{name}", b"x", {"x-amz-meta-a": "1"})
+    if how == "moved":
+        (folder / "photos").rename(folder / "new")
+    else:
+        copy = shutil.copy2 if how == "copied" else shutil.copyfile
+        shutil.copytree(folder / "photos", folder / "new", copy_function=copy)
+
+    got = s3.get("new/get")
+    assert (200, b"x", "1") == (got.status, got.body, got.headers.get("x-amz-meta-a"))
+    assert (200, 204) == (s3.put("new/put", b"y").status, s3.delete("new/delete").status)
+    assert b"y" == s3.get("new/put").body
+    assert ["new/get", "new/put"] == [key for key in listed(s3) if key.startswith("new/")]
+
+
+def test_a_folder_whose_name_changes_its_case_is_moved_too(s3: Client, folder: Path) -> None:
+    s3.put("photos/a", b"x", {"x-amz-meta-a": "1"})
+    (folder / "photos").rename(folder / "Photos")
+
+    assert "1" == s3.get("Photos/a").headers.get("x-amz-meta-a")
+    assert 404 == s3.get("photos/a").status
+
+
+@pytest.fixture
+def folding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk takes names that differ in case for one, as macOS's and Windows's do."""
+
+    def there(folder: s3mini.Folder, name: str) -> str:
+        names = {n.casefold(): n for n in os.listdir(folder.path)}
+        return names.get(name.casefold(), name)
+
+    child = s3mini.Folder.child
+    monkeypatch.setattr(s3mini.Folder, "child", lambda self, name: child(self, there(self, name)))
+    monkeypatch.setattr(s3mini.Folder, "at", there)
+
+
+@pytest.mark.parametrize(("key", "other"), [("Cat", "cat"), ("Photos/cat", "photos/cat")])
+def test_on_a_disk_that_folds_case_a_key_is_not_another_key(
+    tmp_path: Path, folding: None, key: str, other: str
+) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False))
+    store.create()
+    put(store, key, b"of the first", "first")
+    fresh = s3mini.Store(store.root, store.disk)
+
+    with pytest.raises(s3mini.S3Error, match="does not exist"):
+        fresh.head(other)
+    with pytest.raises(s3mini.S3Error, match="cannot hold it beside"):
+        put(fresh, other, b"of another", "another")
+    assert "first" == fresh.head(key).metadata["name"]
+
+
 @pytest.mark.parametrize("name", ["k", ".k.s3mini.json"])
 def test_what_the_server_may_not_read_is_403_and_listed(
     unreadable: Callable[[Path], None], name: str
