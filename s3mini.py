@@ -4241,24 +4241,37 @@ class Store:
         """
         numbers = sorted({zlib.crc32(k.encode()) % LOCKS for k in (source, key)})
         names, old_names = names_of_key(key), names_of_key(source)
-        for _ in range(ROUNDS):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                with self._make_folder(names[:-1]) as folder, contextlib.ExitStack() as locks:
-                    for number in numbers:
-                        locks.enter_context(self._lock_number(number))
-                    self._check_here()
-                    self._rename_locked(source, folder, key, check_source, check)
-                self._prune(old_names[:-1])
-                return
-        raise S3Error("OperationAborted", "Folders come and go under this key. Try again.")
+        try:
+            for _ in range(ROUNDS):
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                    with self._make_folder(names[:-1]) as folder, self._locks(numbers):
+                        done = self._rename_locked(source, folder, key, check_source, check)
+                    if done:
+                        self._prune(old_names[:-1])
+                        return
+                    self.update(source, lambda old: old, no_check)  # a later stamp
+            self._check_here()
+            raise S3Error("OperationAborted", "Folders come and go under this key. Try again.")
+        except BaseException:
+            self._prune(names[:-1])
+            raise
+
+    @contextlib.contextmanager
+    def _locks(self, numbers: list[int]) -> Iterator[None]:
+        with contextlib.ExitStack() as locks:
+            for number in numbers:
+                locks.enter_context(self._lock_number(number))
+            self._check_here()
+            yield
 
     def _rename_locked(
         self, source: str, folder: Folder, key: str, check_source: Callable[[Entry], None],
         check: Check,
-    ) -> None:
+    ) -> bool:
         """As a PUT with a second link to the source's data; then the source goes as by a DELETE.
 
         A rename from folder to folder is two changes, and a power cut may keep only the first.
+        False when both have one size and stamp, so that no sidecar could tell them apart.
         """
         found = self._open_data(names_of_key(source), source)
         with found.folder:
@@ -4275,11 +4288,12 @@ class Store:
                 self._link_to(origin, place, Sidecar(key, entry, old))
                 self.charge(-old.size if old and not self.keep else 0)
             elif folder.stat(place.name).st_ino != origin.folder.stat(origin.name).st_ino:
-                raise S3Error("OperationAborted", "Both were written in the same instant.")
+                return False
             self.disk.sync_folder(folder)  # of the same inode: an earlier rename went half way
             self.disk.unlink(origin.folder, origin.name)
             self.disk.sync_folder(origin.folder)
             self._drop(origin.folder, origin.sidecar)
+            return True
 
     def _link_to(self, origin: Place, place: Place, sidecar: Sidecar) -> None:
         """Give a data file a second name, in the place of what is there."""

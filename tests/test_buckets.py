@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -370,6 +372,26 @@ def test_the_conditions_of_a_rename(s3: Client) -> None:
     good = {"if_match": b, "x_amz_rename_source_if_match": a}
     assert 200 == rename(s3, "a", "b", **good).status
     assert b"1" == s3.get("b").body
+
+
+def test_a_refused_rename_leaves_no_folder_behind(server: Server, s3: Client) -> None:
+    s3.put("a", b"x")
+
+    assert 404 == rename(s3, "missing", "x/y/z").status
+    assert 412 == rename(s3, "a", "x/y/z", x_amz_rename_source_if_match='"other"').status
+    assert not (server.data / s3.bucket / "x").exists()
+
+
+def test_a_rename_over_a_file_of_the_same_size_and_time_works(server: Server, s3: Client) -> None:
+    """As a human makes them: `cp -p`, or files from one archive."""
+    for key in ("a", "b"):
+        path = server.data / s3.bucket / key
+        path.write_bytes(key.encode())
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+
+    assert 200 == rename(s3, "a", "b").status
+    assert (404, b"a") == (s3.get("a").status, s3.get("b").body)
+    assert hashlib.md5(b"a").hexdigest() == s3.head("b").etag
 
 
 @pytest.mark.parametrize(

@@ -262,16 +262,32 @@ def test_a_second_power_cut_does_no_more_than_the_first(bench: Bench) -> None:
     assert total > 20, "nothing was replayed"
 
 
-def test_a_power_cut_while_an_object_is_renamed_leaves_it_somewhere(bench: Bench) -> None:
+@pytest.mark.parametrize("over", ["nothing", "another", "one of the same time"])
+def test_a_power_cut_while_an_object_is_renamed_leaves_it_somewhere(
+    bench: Bench, over: str
+) -> None:
     bench.prepare("x/k")
+    if over != "nothing":
+        bench.prepare("y/n", SAME_SIZE)
+    if over == "one of the same time":
+        give_one_stamp(bench, "x/k", "y/n")
     bench.record()
     old = bench.things["x/k"]
     with bench.operation({"x/k": None, "y/n": old}) as store:
         store.rename("x/k", "y/n", s3mini.no_check, s3mini.no_check)
 
+    assert bench.store.head("y/n").md5 == hashlib.md5(old.data).hexdigest()
     for state, root in bench.states():
         found = check_state(root, state.allowed)
         assert old in found.values(), f"neither name has it\n{state}"
+
+
+def give_one_stamp(bench: Bench, *keys: str) -> None:
+    """As two files have it that come out of one archive."""
+    for key in keys:
+        path = Path(bench.root, key)
+        os.utime(path, (1_000_000_000, 1_000_000_000.5))
+        bench.store.head(key)  # its sidecar has the new stamp by now
 
 
 def second_put_in_the_folder(bench: Bench) -> None:
