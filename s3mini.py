@@ -3043,6 +3043,32 @@ class FileReader:
         return data
 
 
+class CheckedReader(FileReader):
+    """A span of an object, held against those of its MD5s that lie wholly in it."""
+
+    def __init__(self, found: Found, offset: int, length: int):
+        super().__init__(found.fd, offset, length)
+        spans = [(start, start + size, md5) for start, size, md5 in found.entry.spans() if size]
+        self._spans = [s for s in reversed(spans) if offset <= s[0] and s[1] <= offset + length]
+        self._md5 = hashlib.md5()
+
+    def read(self, size: int) -> bytes:
+        """Raises InternalError when what was read is not what was stored."""
+        if not self._spans:
+            return super().read(size)
+        start, end, md5 = self._spans[-1]
+        edge = start if self._offset < start else end
+        data = super().read(min(size, edge - self._offset))
+        if edge == end:
+            self._md5.update(data)
+        if self._offset == end:
+            if self._md5.hexdigest() != md5:
+                raise S3Error("InternalError", "The source is damaged on the disk.")
+            self._spans.pop()
+            self._md5 = hashlib.md5()
+        return data
+
+
 class Place(NamedTuple):
     """A data file's place: its folder, its name, and its descriptor where it is open."""
 
@@ -3483,9 +3509,10 @@ def write_number(fd: int, number: int) -> None:
 class JoinedReader:
     """What is there and what comes behind it, as one body; the second verifies itself."""
 
-    def __init__(self, first: Optional[FileReader], second: Body):
+    def __init__(self, first: Optional[FileReader], size: int, second: Body):
         self._first, self._second = first, second
-        self.whole = Body(self, Promise())
+        length = None if second.length is None else size + second.length
+        self.whole = Body(self, Promise(length=length))
 
     def read(self, size: int) -> bytes:
         data = self._first.read(size) if self._first else b""
@@ -4216,7 +4243,7 @@ class Store:
         try:
             if offset != (old.entry.size if old else 0):
                 raise S3Error("InvalidWriteOffset")
-            joined = JoinedReader(FileReader(old.fd, 0, offset) if old else None, body)
+            joined = JoinedReader(CheckedReader(old, 0, offset) if old else None, offset, body)
             for algorithm in old.entry.checksums if old and not old.entry.parts else ():
                 joined.whole.want(algorithm)
 
@@ -5672,7 +5699,8 @@ def copy_bytes(req: Request, found: Found, given: Entry, asked: str, check: Chec
     if old.size > MAX_PUT:
         raise S3Error("InvalidRequest", "The specified copy source is larger than the maximum "
                       f"allowable size for a copy source: {MAX_PUT}")
-    body = Body(FileReader(found.fd, 0, old.size), Promise(length=old.size))
+    reader = FileReader(found.fd, 0, old.size) if old.md5 else CheckedReader(found, 0, old.size)
+    body = Body(reader, Promise(length=old.size))
     for algorithm in [asked] if asked else old.checksums:
         body.want(algorithm)
 
@@ -5907,7 +5935,7 @@ def upload_part_copy(req: Request) -> Response:
     found = open_copy_source(req)
     try:
         span = parse_copy_range(req.headers.get("x-amz-copy-source-range"), found.entry.size)
-        body = Body(FileReader(found.fd, span.start, len(span)), Promise(length=len(span)))
+        body = Body(CheckedReader(found, span.start, len(span)), Promise(length=len(span)))
         if upload.algorithm:
             body.want(upload.algorithm)
         part = req.store.put_part(upload, number, body)

@@ -463,6 +463,16 @@ def test_an_append_is_verified_and_conditional(s3: Client) -> None:
     assert b"onetwo" == s3.get("log").body
 
 
+def test_an_append_to_a_damaged_object_is_refused(server: Server, s3: Client) -> None:
+    """A fresh MD5 over the damage would hide it for ever."""
+    s3.put("k", b"0123456789")
+    flip(server.data / s3.bucket / "k", 3)
+    reply = s3.put("k", b"+", {"x-amz-write-offset-bytes": "10"})
+
+    assert (500, "InternalError") == outcome(reply)
+    assert b"0122456789" == s3.get("k").body
+
+
 def test_racing_appends_lose_nothing(s3: Client) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

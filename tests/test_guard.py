@@ -114,9 +114,14 @@ def test_what_fits_exactly_is_stored_and_one_byte_more_is_not(s3: Client) -> Non
     assert 200 == s3.put("empty", b"").status
 
 
-def test_an_announced_length_is_refused_before_the_body_is_read(server: Server, s3: Client) -> None:
+@pytest.mark.parametrize("way", ["put", "append"])
+def test_an_announced_length_is_refused_before_the_body_is_read(
+    server: Server, s3: Client, way: str
+) -> None:
+    s3.put("large", b"x" * KIB)
     path, length = "/media/large", str(QUOTA + 1)
-    sending = s3.sign("PUT", path, [], {"expect": "100-continue"}, UNSIGNED)
+    more = {"x-amz-write-offset-bytes": str(KIB)} if way == "append" else {}
+    sending = s3.sign("PUT", path, [], {"expect": "100-continue", **more}, UNSIGNED)
     connection = http.client.HTTPConnection(server.address, timeout=20)
     connection.putrequest("PUT", path, skip_host=True, skip_accept_encoding=True)
     for name, value in {**sending, "content-length": length}.items():

@@ -16,7 +16,7 @@ from typing import Any, Callable
 from urllib.parse import quote
 
 import pytest
-from conftest import Serve, Server
+from conftest import Serve, Server, flip
 from signing_client import UNSIGNED, UNSIGNED_TRAILER, Client, Reply
 
 import s3mini
@@ -1096,6 +1096,29 @@ def test_a_copy_keeps_or_changes_the_checksum(s3: Client) -> None:
 
     assert CHECKSUMS["crc32"] == same.element("ChecksumCRC32")
     assert CHECKSUMS["sha256"] == other.element("ChecksumSHA256")
+
+
+@pytest.mark.parametrize("damaged", ["an object", "a part"])
+def test_what_is_damaged_is_not_copied(server: Server, s3: Client, damaged: str) -> None:
+    """The copy would have a fresh MD5, and nobody would see it any more."""
+    pieces = [b"x" * (5 * 1024**2), b"and the rest"]
+    upload = s3.post("m", uploads="").element("UploadId")
+    etags = [s3.put("m", p, partNumber=n, uploadId=upload).etag for n, p in enumerate(pieces, 1)]
+    if damaged == "a part":
+        rows = "".join(f"<Part><PartNumber>{n}</PartNumber><ETag>{e}</ETag></Part>"
+                       for n, e in enumerate(etags, 1))
+        document = f"<CompleteMultipartUpload>{rows}</CompleteMultipartUpload>".encode()
+        assert 200 == s3.post("m", document, uploadId=upload).status
+    else:
+        assert 200 == s3.put("m", b"".join(pieces)).status
+    assert 200 == copy(s3, "m", "good").status
+    flip(server.data / s3.bucket / "m", 5 * 1024**2 + 3)
+    part = s3.post("n", uploads="").element("UploadId")
+    source = {"x-amz-copy-source": f"/{s3.bucket}/m"}
+    copies = [copy(s3, "m", "bad"), s3.put("n", b"", source, partNumber=1, uploadId=part)]
+
+    assert [(500, "InternalError")] * 2 == [(r.status, r.error) for r in copies]
+    assert 404 == s3.head("bad").status
 
 
 # -- DeleteObjects ---------------------------------------------------------------------------------
