@@ -4626,8 +4626,14 @@ class Store:
                 checksum = body.checksums.get(own or upload.algorithm, "")
                 coded = base64.b64decode(checksum).hex() + (own and f"-{own.lower()}")
                 name = f"{number:05}-{stamp:020}-{body.md5}-{coded}"
-                self.charge(body.size - sum(p.size for p in old))
-                staged.rename(folder, name)
+                change = body.size - sum(p.size for p in old)
+                self.check_free(0)
+                self.charge(change)
+                try:
+                    staged.rename(folder, name)
+                except BaseException:
+                    self.charge(-change)
+                    raise
                 self.disk.sync_folder(folder)
                 for part in old:
                     self._drop(folder, part.name)

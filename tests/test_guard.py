@@ -13,6 +13,8 @@ import pytest
 from conftest import Serve, Server
 from signing_client import UNSIGNED, Client, Reply
 
+import s3mini
+
 KIB, MIB = 1024, 1024**2
 QUOTA = 100 * KIB
 
@@ -415,6 +417,24 @@ def test_a_disk_that_is_nearly_full_refuses_writes(full: Server) -> None:
     assert {n: (r.status, r.error) for n, r in answers.items()} == dict.fromkeys(answers, wanted)
     assert b"old" == s3.get("a").body
     assert [] == os.listdir(full.data / "media" / ".s3mini" / "tmp")
+
+
+def test_a_part_of_unknown_length_keeps_the_free_space_too(tmp_path: Path) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False))
+    store.create()
+    upload = s3mini.Upload("0" * 32, "m", 1_600_000_000, s3mini.Entry(0, "", "", 0))
+    store.create_upload(upload)
+
+    class Source:
+        """The disk fills up while it arrives."""
+
+        def read(self, _: int) -> bytes:
+            store.min_free, left = 2**62, store.min_free
+            return b"" if left else b"part"
+
+    with pytest.raises(s3mini.S3Error, match="free space"):
+        store.put_part(upload, 1, s3mini.Body(Source(), s3mini.Promise()))
+    assert [] == store.parts(upload)
 
 
 def test_a_full_disk_refuses_before_the_body_is_read(full: Server) -> None:
