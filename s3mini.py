@@ -4082,16 +4082,33 @@ class Store:
         change = sidecar.current.size - charged - (old.size if old and not self.keep else 0)
         self.charge(change)  # first: what is refused must not leave a version
         try:
-            if old and self.keep:
-                self._keep_version(place, sidecar.key, old)
-            return self._replace(place, staged, sidecar)
+            with self._kept(place, sidecar.key, old, self._keep_version):
+                return self._replace(place, staged, sidecar)
         except BaseException:
             if staged.path:  # it was not committed
                 self.charge(-change)
             raise
 
-    def _keep_version(self, place: Place, key: str, old: Entry) -> None:
-        """A second link to what is about to be replaced or deleted, and what is known of it.
+    @contextlib.contextmanager
+    def _kept(
+        self, place: Place, key: str, old: Optional[Entry],
+        keep: Callable[[Place, str, Entry], str],
+    ) -> Iterator[str]:
+        """Keep a version of what is there, if that is wanted; gives its path.
+
+        Not when the commit inside fails: the version would be one of what is there still.
+        """
+        path = keep(place, key, old) if old and self.keep else ""
+        try:
+            yield path
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if path and os.stat(path).st_nlink > 1:  # the object is still in its place
+                    self._drop_version(path)
+            raise
+
+    def _keep_version(self, place: Place, key: str, old: Entry) -> str:
+        """A second link to what is about to be replaced or deleted; gives its path.
 
         Never a moment without the object: nothing is moved. What says of it goes first.
         """
@@ -4100,10 +4117,32 @@ class Store:
         name = f"{now:020}-{secrets.token_hex(4)}"
         with Folder.open(self.room) as room, self._open_or_add(room, "versions") as versions:
             with self._open_or_add(versions, day) as folder:
-                about = {"v": 1, "key": key, "entry": vars(old)}
+                about, path = {"v": 1, "key": key, "entry": vars(old)}, f"{folder.path}/{name}"
                 self._write_file(folder, name + ".json", render_note(about))
-                self.disk.link(place.folder, place.name, os.path.join(folder.path, name))
-                self.disk.sync_folder(folder)
+                try:
+                    self.disk.link(place.folder, place.name, path)
+                    self.disk.sync_folder(folder)
+                except BaseException:
+                    self._drop_version(path)
+                    raise
+                return path
+
+    def _keep_if_room(self, place: Place, key: str, old: Entry) -> str:
+        """As _keep_version for a DELETE, which works on a full disk too: "" if it cannot be kept.
+
+        The oldest versions go first.
+        """
+        for _ in range(ROUNDS):
+            try:
+                return self._keep_version(place, key, old)
+            except OSError as why:
+                if why.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                oldest = next(self.versions(), None)
+                if not oldest:
+                    break
+                self._drop_version(oldest.path)
+        return ""
 
     def _open_or_add(self, folder: Folder, name: str) -> Folder:
         try:
@@ -4171,15 +4210,23 @@ class Store:
                 for name in sorted(os.listdir(folder.path)):
                     went = re.match("[0-9]{20}-", name)
                     if went and int(went[0][:-1]) < before * 1e9:
-                        self._drop_version(folder, name)
+                        self._drop_kept(folder, name)
             with contextlib.suppress(OSError):  # not empty yet
                 os.rmdir(os.path.join(root, day))
 
-    def _drop_version(self, folder: Folder, name: str) -> None:
+    def _drop_version(self, path: str) -> None:
+        """The file of a version and what is said of it."""
+        with Folder.open(os.path.dirname(path)) as folder:
+            for name in (os.path.basename(path), os.path.basename(path) + ".json"):
+                self._drop_kept(folder, name)
+
+    def _drop_kept(self, folder: Folder, name: str) -> None:
+        """The quota gets the bytes back, if no object or other version is the same file."""
         with contextlib.suppress(FileNotFoundError):
-            size = 0 if name.endswith(".json") else folder.stat(name).st_size
+            info = folder.stat(name)
             self.disk.unlink(folder, name)
-            self.charge(-size)
+            if not name.endswith(".json") and info.st_nlink <= 1:
+                self.charge(-info.st_size)
 
     def _replace(self, place: Place, staged: Staged, sidecar: Sidecar) -> Entry:
         """Steps 4 to 7. Before the data file's rename `previous` fits it, after it `current`."""
@@ -4310,9 +4357,8 @@ class Store:
             place, old = self._look(folder, names_of_key(key)[-1], key)
             check(old)
             if not old or (old.size, old.mtime_ns) != (entry.size, entry.mtime_ns):
-                if old and self.keep:
-                    self._keep_version(place, key, old)
-                self._link_to(origin, place, Sidecar(key, entry, old))
+                with self._kept(place, key, old, self._keep_version):
+                    self._link_to(origin, place, Sidecar(key, entry, old))
                 self.charge(-old.size if old and not self.keep else 0)
             elif folder.stat(place.name).st_ino != origin.folder.stat(origin.name).st_ino:
                 return False
@@ -4415,10 +4461,9 @@ class Store:
                 place, old = self._look(folder, names[-1], key)
                 check(old)
                 if old:
-                    if self.keep:
-                        self._keep_version(place, key, old)
-                    self.disk.unlink(folder, place.name)
-                    self.charge(0 if self.keep else -old.size)
+                    with self._kept(place, key, old, self._keep_if_room) as kept:
+                        self.disk.unlink(folder, place.name)
+                    self.charge(0 if kept else -old.size)
                 # An orphan sidecar: a DELETE that was killed, or is not yet on disk. Finish it.
                 return place.name if old or exists(folder, place.sidecar) else "", old
 

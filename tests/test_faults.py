@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 import pytest
-from conftest import Serve, Server
+from conftest import INI, Serve, Server
 from powercut import (
     TMP,
     Version,
@@ -90,6 +90,10 @@ class FailingDisk(s3mini.Disk):
     def sync_folder(self, folder: s3mini.Folder) -> None:
         self._take("sync_folder")
         super().sync_folder(folder)
+
+    def link(self, folder: s3mini.Folder, name: str, path: str) -> None:
+        self._take("link")
+        super().link(folder, name, path)
 
     def rename(self, path: str, folder: s3mini.Folder, name: str) -> None:
         self._take("rename")
@@ -396,6 +400,83 @@ def test_a_sidecar_that_cannot_be_understood_is_not_written_over_by_a_read(room:
     assert kept == sidecar.read_bytes()
 
 
+# -- versions, and the quota -------------------------------------------------------------------
+
+
+def rename(store: s3mini.Store) -> Things:
+    store.rename("x/k", "a", s3mini.no_check, s3mini.no_check)
+    return {"x/k": None, "a": OLD_VERSION}
+
+
+@pytest.mark.parametrize("call", [*CALLS, "link"])
+@pytest.mark.parametrize("operation", [put_over, put_below, delete, put_part, rename])
+def test_a_failing_disk_leaves_the_count_of_the_quota_right(
+    room: Room, operation: Operation, call: str
+) -> None:
+    """Also where versions are kept: one of what was not replaced would count, and come back."""
+    for number in range(1, 100):
+        disk = FailingDisk(call, number, errno.EIO)
+        store = room.fresh(disk)
+        store.quota, store.keep = 10**6, 3600
+        store.count()
+        done, _ = attempt(store, operation)
+        if not disk.failed:
+            break
+        with store._usage() as fd:
+            assert store.held() == s3mini.read_number(fd)
+        versions = list(store.versions())
+        assert {1} >= {os.stat(version.path).st_nlink for version in versions}, "it did not go"
+        if read_object(store, "x/k") != OLD_VERSION and operation is not rename:
+            assert ["x/k"] == [version.key for version in versions]
+        assert done is None or call in ("unlink", "rmdir")
+    else:
+        pytest.fail("it never ended")
+
+
+class FullDisk(s3mini.Disk):
+    """No file can be made on it before `frees` others are removed."""
+
+    def __init__(self, frees: int) -> None:
+        super().__init__(durable=False)
+        self.frees = frees
+
+    def create(self, path: str) -> int:
+        if self.frees > 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().create(path)
+
+    def unlink(self, folder: s3mini.Folder, name: str) -> None:
+        self.frees -= 1
+        super().unlink(folder, name)
+
+
+@pytest.mark.parametrize(("frees", "kept"), [(0, ["a", "b", "x/k"]), (1, ["b", "x/k"]), (99, [])])
+def test_a_delete_on_a_full_disk_keeps_what_it_can(
+    room: Room, frees: int, kept: list[str]
+) -> None:
+    store = room.fresh(s3mini.Disk(durable=False))
+    store.keep, store.quota = 3600, 10**6
+    put(store, "b", OLD, "old")
+    for key in ("a", "b"):
+        store.delete(key, s3mini.no_check)
+    store.count()
+    store.disk = FullDisk(frees)
+    store.delete("x/k", s3mini.no_check)
+
+    assert None is read_object(store, "x/k")
+    assert kept == [version.key for version in store.versions()]
+    with store._usage() as fd:
+        assert store.held() == s3mini.read_number(fd)
+
+
+def test_a_delete_on_a_disk_that_fails_otherwise_keeps_the_object(room: Room) -> None:
+    store = room.fresh(FailingDisk("create", 1, errno.EIO))
+    store.keep = 3600
+
+    assert attempt(store, delete)[0] is None
+    assert OLD_VERSION == read_object(store, "x/k")
+
+
 # -- folders above the buckets -----------------------------------------------------------------
 
 
@@ -506,6 +587,21 @@ def test_a_full_disk_refuses_writes_and_keeps_what_it_has(
     assert 404 == s3.get("gone").status
     make_room(disk)
     check_works(server, s3)
+
+
+def test_a_full_disk_deletes_where_versions_are_kept(
+    serve: Serve, mounted: Callable[[str], Path]
+) -> None:
+    disk = mounted("size=4m")
+    server = serve(INI + "keep = 7d\n", data=disk, min_free=0, workers=1, durability="disk")
+    s3 = server.client("test-key", bucket="test-kept")
+    assert 200 == s3.put().status
+    for key in ("a", "b", "c"):
+        store_old(s3, key)
+    fill_bytes(disk)
+
+    assert [204] * 3 == [s3.delete(key).status for key in ("a", "b", "c")]
+    assert [404] * 3 == [s3.get(key).status for key in ("a", "b", "c")]
 
 
 def test_a_disk_without_inodes_refuses_writes_and_still_deletes(
