@@ -3495,14 +3495,15 @@ class Known(NamedTuple):
                 and self.size == info.st_size and self.dev == info.st_dev)
 
 
-def read_number(fd: int) -> int:
-    os.lseek(fd, 0, os.SEEK_SET)
-    text = os.read(fd, 32).strip()
-    return int(text) if re.fullmatch(b"[0-9]{1,20}", text) else 0
+def read_number(fd: int, line: int = 0) -> int:
+    """A number of a file that has one in each line."""
+    os.lseek(fd, line * 21, os.SEEK_SET)
+    text = os.read(fd, 20)
+    return int(text) if re.fullmatch(b"[0-9]{20}", text) else 0
 
 
-def write_number(fd: int, number: int) -> None:
-    os.lseek(fd, 0, os.SEEK_SET)
+def write_number(fd: int, number: int, line: int = 0) -> None:
+    os.lseek(fd, line * 21, os.SEEK_SET)
     os.write(fd, b"%020d\n" % number)
 
 
@@ -3662,9 +3663,10 @@ class Store:
     def count(self) -> None:
         """Count what the bucket holds, when it has a quota: at start, when nobody writes."""
         if self.quota:
-            total = self.held()
+            began, total = time.time_ns(), self.held()
             with self._usage() as fd:
                 write_number(fd, total)
+                write_number(fd, began, line=1)
 
     def held(self) -> int:
         """The bytes of everything the bucket holds, read off the disk, as far as we may read it.
@@ -3700,7 +3702,7 @@ class Store:
 
     @contextlib.contextmanager
     def _usage(self) -> Iterator[int]:
-        """The file with the number of bytes held, open and locked."""
+        """The file with the number of bytes held and the time of counting, open and locked."""
         path = os.path.join(self.room, "usage")
         with locked_file(path) if HAS_FLOCK else self._usage_lock:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_BINARY, 0o640)
@@ -3718,6 +3720,13 @@ class Store:
             if size > 0 and total > self.quota:
                 raise S3Error("QuotaExceeded", Quota=self.quota)
             write_number(fd, max(0, total))
+
+    def _count_in(self, info: os.stat_result, known: int) -> None:
+        """Count a file that was put there by hand since the start, `known` of its bytes before."""
+        if self.quota:
+            with self._usage() as fd:
+                if info.st_ctime_ns > read_number(fd, line=1):
+                    write_number(fd, max(0, read_number(fd) + info.st_size - known))
 
     def check_room(self, length: int, key: str = "") -> None:
         """Whether `length` more bytes are allowed. Raises InsufficientStorage, QuotaExceeded.
@@ -3904,16 +3913,24 @@ class Store:
     def _adopt(
         self, place: Place, info: os.stat_result, found: Sidecar, sidecar: Optional[Sidecar]
     ) -> None:
-        """Write down what was found out, if the file is still the same. No read fails for it.
-
-        A sidecar that makes no sense stays: it is a later version's, or a human can mend it.
-        """
+        """Write down what was found out, if the file is still the same. No read fails for it."""
         with contextlib.suppress(OSError), self.lock(found.key):
             now = place.folder.stat(place.name)
             same = (now.st_ino, now.st_size, now.st_mtime_ns) == (
                 info.st_ino, info.st_size, info.st_mtime_ns)
-            if same and (sidecar or not exists(place.folder, place.sidecar)):
-                self._write_sidecar(place, found)
+            if same:
+                self._take_in(place, info, found, sidecar)
+
+    def _take_in(
+        self, place: Place, info: os.stat_result, found: Sidecar, sidecar: Optional[Sidecar]
+    ) -> None:
+        """Write down what a file is, and let the quota count it. Locked.
+
+        A sidecar that makes no sense stays: it is a later version's, or a human can mend it.
+        """
+        if sidecar or not exists(place.folder, place.sidecar):
+            self._write_sidecar(place, found)
+            self._count_in(info, sidecar.current.size if sidecar else 0)
 
     def _identify(
         self, fd: int, info: os.stat_result, key: str, sidecar: Optional[Sidecar]
@@ -4264,7 +4281,12 @@ class Store:
             entry = sidecar.fitting(info) if sidecar else None
             if sidecar and self._is_of_another(sidecar, key):
                 raise S3Error("InvalidRequest", f"This disk cannot hold it beside {sidecar.key}.")
-            return place._replace(fd=-1), entry or self._identify(place.fd, info, key, sidecar)
+            if not entry:
+                entry = self._identify(place.fd, info, key, sidecar)
+                with contextlib.suppress(OSError):  # else the quota gives back what it never had
+                    if self.quota:
+                        self._take_in(place, info, Sidecar(key, entry), sidecar)
+            return place._replace(fd=-1), entry
         finally:
             os.close(place.fd)
 

@@ -370,6 +370,46 @@ def test_a_bucket_without_a_quota_has_no_limit(serve: Serve) -> None:
     assert 200 == s3.put("large", b"x" * (3 * QUOTA)).status
 
 
+@pytest.mark.parametrize("first", ["get", "put", "delete", "refused", "rename"])
+def test_a_file_put_there_by_hand_gives_back_what_was_counted(
+    server: Server, s3: Client, first: str
+) -> None:
+    s3.put("a", b"x" * (40 * KIB))
+    (server.data / "media" / "by-hand").write_bytes(b"x" * (50 * KIB))
+    if first == "get":
+        s3.get("by-hand")
+        assert 10 * KIB == room_left(s3)
+    elif first == "refused":
+        s3.put("by-hand", b"x", {"if-none-match": "*"})
+        s3.put("by-hand", b"x", {"if-none-match": "*"})
+        assert 10 * KIB == room_left(s3)
+    elif first == "put":
+        assert 200 == s3.put("by-hand", b"x" * (50 * KIB)).status
+        assert 10 * KIB == room_left(s3)
+    elif first == "rename":
+        s3.put("by-hand", b"", {"x-amz-rename-source": "/media/a"}, renameObject="")
+        assert 60 * KIB == room_left(s3)
+        return
+    s3.delete("by-hand")
+
+    assert 60 * KIB == room_left(s3)
+
+
+def test_a_file_that_was_counted_at_the_start_is_not_counted_again(
+    server: Server, s3: Client
+) -> None:
+    (server.data / "media" / "by-hand").write_bytes(b"x" * (50 * KIB))
+    server.stop()
+    server.start()
+    s3 = server.client(bucket="media")
+    s3.get("by-hand")
+
+    assert 50 * KIB == room_left(s3)
+    (server.data / "media" / "by-hand").write_bytes(b"x" * (20 * KIB))
+    s3.get("by-hand")
+    assert 80 * KIB == room_left(s3)
+
+
 def test_a_bucket_that_cannot_be_tidied_does_not_keep_the_others_from_being_served(
     serve: Serve,
 ) -> None:
