@@ -4172,16 +4172,21 @@ class Store:
         root, days = os.path.join(self.room, "versions"), self._days()
         first = time.strftime("%Y-%m-%d", time.gmtime(max(0.0, since)))
         for day in days[bisect_left(days, first) :]:
-            for name in sorted(os.listdir(os.path.join(root, day))):
+            for name in self._names_of(os.path.join(root, day)):
                 version = self._read_version(os.path.join(root, day, name))
                 if version and version.gone >= since:
                     yield version
 
     def _days(self) -> list[str]:
         """The folders of versions, the oldest first; what else lies there is not ours."""
-        root = os.path.join(self.room, "versions")
-        found = os.listdir(root) if os.path.isdir(root) else []
-        return sorted(d for d in found if re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", d))
+        found = self._names_of(os.path.join(self.room, "versions"))
+        return [d for d in found if re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", d)]
+
+    def _names_of(self, path: str) -> list[str]:
+        """In order; none where there is no such folder, any more."""
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(os.listdir(path))
+        return []
 
     def _read_version(self, path: str) -> Optional[Version]:
         match = re.fullmatch(r"([0-9]{20})-[0-9a-f]{8}", os.path.basename(path))
@@ -4204,20 +4209,43 @@ class Store:
                 first.setdefault(version.key, version)
         return list(first.values())
 
-    def undelete(self, prefix: str, since: float) -> Iterator[Version]:
-        """Bring keys back to what they were at `since`: each version, when it is in its place.
+    def is_in_place(self, version: Version) -> bool:
+        """Whether the version has been brought back, and nobody changed it since."""
+        try:
+            found = self.open(version.key)
+        except S3Error:
+            return False
+        with contextlib.closing(found):
+            known = replace(found.entry, mtime_ns=version.entry.mtime_ns, ino=version.entry.ino)
+            return known == version.entry and is_at(found.fd, version.path)
 
-        What is there now is kept as a version itself. Keys made since then are left alone.
+    def bring_back(self, version: Version) -> None:
+        """Put a version in its place again. What is there now is kept as a version itself.
+
+        The version stays, as a second name of the object: so the quota counts it once. Raises
+        InternalError when it is damaged, QuotaExceeded, InsufficientStorage, OSError.
         """
-        for version in self.lost(prefix, since):
-            fd = os.open(version.path, READ_FLAGS)
-            try:
-                with self.stage() as staged:
-                    self.disk.copy(fd, 0, version.entry.size, staged.fd)
-                    self.commit(version.key, staged, version.entry, no_check)
-            finally:
-                os.close(fd)
-            yield version
+        with open(os.open(version.path, READ_FLAGS), "rb") as file, self.stage() as staged:
+            entry, links = version.entry, os.fstat(file.fileno()).st_nlink
+            self.check_free(entry.size)
+            self.disk.copy(file.fileno(), 0, entry.size, staged.fd)
+            if any(entry.spans()) and not entry.describes(staged.fd):
+                raise S3Error("InternalError", "The version is damaged on the disk.")
+            with Folder.open(self.temp) as temp, self._second_name(temp, staged) as name:
+                charged = entry.size if links <= 1 else 0
+                self.commit(version.key, staged, entry, no_check, charged)
+                with Folder.open(os.path.dirname(version.path)) as folder:
+                    path = os.path.join(temp.path, name)
+                    self.disk.rename(path, folder, os.path.basename(version.path))
+
+    @contextlib.contextmanager
+    def _second_name(self, temp: Folder, staged: Staged) -> Iterator[str]:
+        name = self.disk.spare_name()
+        self.disk.link(temp, os.path.basename(staged.path), os.path.join(temp.path, name))
+        try:
+            yield name
+        finally:
+            self._drop(temp, name)
 
     def prune_versions(self, before: float) -> None:
         """Remove what went before that time, and folders of days that are empty."""
@@ -4833,6 +4861,7 @@ class Inspector:
         """
         temp = set(self._temp_names())
         yield from self._tree()
+        yield from self._versions() if self.deep else ()
         if temp or self._orphans:
             time.sleep(SECOND_LOOK_SECONDS)
         yield from self._temp_files(temp)
@@ -4848,6 +4877,14 @@ class Inspector:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 with self.store.folder(names) as folder:
                     yield from self._folder(folder, names, todo)
+    def _versions(self) -> Iterator[Finding]:
+        for version in self.store.versions():
+            with contextlib.suppress(FileNotFoundError):  # it was too old by now
+                with open(os.open(version.path, READ_FLAGS), "rb") as file:
+                    self.progress(0, version.entry.size)
+                    if any(version.entry.spans()) and not version.entry.describes(file.fileno()):
+                        name = os.path.relpath(version.path, self.store.root)
+                        yield Finding("damaged", name, f"a version of {version.key}", False)
 
     def _temp_names(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):  # a restore drops empty folders
@@ -8508,22 +8545,30 @@ def manifest_line(digest: str, path: str) -> str:
 
 
 def command_undelete(options: Any) -> int:
-    """Bring back what was replaced or deleted, where the bucket keeps it (keep = 7d)."""
+    """Bring back what was replaced or deleted (keep = 7d); exit code 1 if something stays away."""
     try:
         since = time.time() - parse_duration(options.since)
     except ValueError as why:
         raise ConfigError(f"--since: {why}") from None
-    count = 0
+    count = failed = 0
     for name, store in chosen_buckets(options):
         if not store.keep:
             raise ConfigError(f"[{name}] keeps nothing; keep = 7d in buckets.ini would")
-        act = store.lost if options.dry_run else store.undelete
-        for version in act(options.prefix, since):
+        for version in store.lost(options.prefix, since):
+            try:
+                if store.is_in_place(version):
+                    continue
+                if not options.dry_run:
+                    store.bring_back(version)
+            except (OSError, S3Error) as why:
+                failed += 1
+                sys.stderr.write(f"s3mini: {name}/{version.key} does not come back: {why}\n")
+                continue
             count += 1
             went = render_iso_date(version.gone)
             print(f"{name}/{version.key}  {version.entry.size} bytes, went {went}")
     print(f"{count} {'could be brought back' if options.dry_run else 'brought back'}")
-    return 0
+    return 1 if failed else 0
 
 
 def render_example() -> str:

@@ -295,6 +295,18 @@ def test_links_are_not_followed(check: Checker, s3: Client, folder: Path, tmp_pa
 # -- the command -----------------------------------------------------------------------------------
 
 
+def test_a_version_that_is_kept_is_checked_too(store: s3mini.Store) -> None:
+    store.keep = 3600
+    for key in ("a", "b"):
+        put(store, key, b"content of " + key.encode(), "name")
+        store.delete(key, s3mini.no_check)
+    versions = {version.key: Path(version.path) for version in store.versions()}
+    flip(versions["a"], 3)
+
+    name = versions["a"].relative_to(store.root).as_posix()
+    assert [("damaged", name)] == inspect(store, deep=True)
+
+
 def test_its_exit_codes_are_for_scripts(
     server: Server, bucket: str, s3: Client, folder: Path
 ) -> None:

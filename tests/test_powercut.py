@@ -202,6 +202,33 @@ def kept(bench: Bench, record: Record) -> None:
     bench.delete("x/k")
 
 
+def brought_back(bench: Bench, record: Record) -> None:
+    """undelete: over what is there by now, and where there is nothing."""
+    bench.store.keep = 3600
+    for key in ("x/k", "gone"):
+        bench.prepare(key)
+    old = dict(bench.things)
+    put(bench.store, "x/k", SAME_SIZE, "new")
+    bench.store.delete("gone", s3mini.no_check)
+    bench.things.update({"x/k": version_of(SAME_SIZE, entry_of(SAME_SIZE, "new")), "gone": None})
+    record()
+    bench.store.keep = 3600
+    for version in bench.store.lost("", 0):
+        with bench.operation({version.key: old[version.key]}) as store:
+            store.bring_back(version)
+
+
+def put_by_hand_and_counted(bench: Bench, record: Record) -> None:
+    """With a quota a file without a sidecar gets one before it is overwritten."""
+
+    def record_with_quota() -> None:
+        record()
+        bench.store.quota = 10**6
+        bench.store.count()
+
+    put_by_hand(bench, record_with_quota)
+
+
 def step_aside(bench: Bench, record: Record) -> None:
     bench.prepare("a")
     record()
@@ -229,8 +256,11 @@ def odd_names(bench: Bench, record: Record) -> None:
 SCENARIOS: list[Scenario] = [
     put_new, put_in_new_folders, put_over, put_over_same_size, put_over_twice, put_refused,
     put_by_hand, delete, delete_and_put_again, delete_many, update, update_and_put, copy, multipart,
-    abort, kept, step_aside, step_aside_and_go_on, odd_names,
+    abort, kept, brought_back, put_by_hand_and_counted, step_aside, step_aside_and_go_on, odd_names,
 ]  # fmt: skip
+
+
+BY_HAND = (put_by_hand, put_by_hand_and_counted)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -351,7 +381,7 @@ def run_until_killed(bench: Bench, scenario: Scenario, kill_at: int) -> bool:
     return ended
 
 
-@pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s is not put_by_hand])
+@pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s not in BY_HAND])
 def test_every_change_of_the_disk_goes_through_the_file_layer(
     bench: Bench, scenario: Scenario
 ) -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import Serve, Server
+from conftest import Serve, Server, flip
+from powercut import put
 from signing_client import Client, Reply
 
 import s3mini
@@ -346,6 +347,76 @@ def test_a_time_that_is_none_is_one_sentence(kept: Kept, since: str) -> None:
     code, _, err = kept.run(f"--since={since}")
 
     assert (2, 1) == (code, len(err.splitlines()))
+
+
+def test_what_is_in_its_place_already_is_not_brought_back_again(kept: Kept, s3: Client) -> None:
+    s3.put("a", b"old")
+    s3.put("a", b"new")
+    s3.put("a", b"newer")
+    assert "1 brought back" == kept.undelete()[-1]
+    there = kept.versions()
+
+    assert ["0 could be brought back"] == kept.undelete("--dry-run")
+    assert ["0 brought back"] == kept.undelete()
+    assert (b"old", there) == (s3.get("a").body, kept.versions())
+
+
+def test_a_version_comes_back_where_the_quota_has_no_room_for_a_copy(serve: Serve) -> None:
+    kept = bucket_of(serve(INI.replace("keep = 7d", "keep = 7d\nquota = 100K")), "keep")
+    kept.s3.put("a", b"x" * 60_000)
+    kept.s3.delete("a")
+    kept.undelete()
+
+    assert b"x" * 60_000 == kept.s3.get("a").body
+    kept.age(8 * DAY)
+    kept.server.stop()
+    kept.server.start()  # the versions are pruned, the object is counted
+    s3 = kept.server.client("keep-key", bucket=kept.bucket)
+    assert [403, 200] == [s3.put("b", b"x" * size).status for size in (50_000, 40_000)]
+
+
+def test_the_quota_counts_a_version_that_came_back_once(tmp_path: Path) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), quota=10**6, keep=3600)
+    store.create()
+    store.count()
+
+    def check() -> None:
+        with store._usage() as fd:
+            assert store.held() == s3mini.read_number(fd)
+
+    for data in (b"first", b"the second", b"3"):
+        put(store, "a", data, "name")
+    for version in [*store.lost("", 0), *store.versions(), *store.lost("", 0)]:
+        store.bring_back(version)
+        check()
+    store.rename("a", "b", s3mini.no_check, s3mini.no_check)
+    check()
+    store.delete("b", s3mini.no_check)
+    check()
+    store.prune_versions(time.time() + 10)
+    check()
+    assert 0 == store.held()
+
+
+@pytest.mark.parametrize("kind", ["whole", "in parts"])
+def test_a_damaged_version_stays_away_and_the_others_come_back(
+    kept: Kept, s3: Client, kind: str
+) -> None:
+    for key in "abc":
+        made = s3.put(key, b"new") if kind == "whole" else overwrite_in_parts(s3, key)
+        assert 200 == made.status
+    s3.put("b", b"later")
+    s3.delete("a")
+    s3.delete("c")
+    for path in kept.versions():
+        if json.loads(path.with_name(path.name + ".json").read_text())["key"] == "a":
+            flip(path, 1)
+    code, out, err = kept.run()
+
+    assert (1, "2 brought back") == (code, out.splitlines()[-1])
+    why = "The version is damaged on the disk."
+    assert f"s3mini: {kept.bucket}/a does not come back: {why}\n" == err
+    assert (404, b"new", b"new") == (s3.get("a").status, s3.get("b").body, s3.get("c").body)
 
 
 # -- how versions are kept -------------------------------------------------------------------------
