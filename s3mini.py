@@ -134,6 +134,7 @@ MAX_ADDRESSES = 10_000  # whose failures are remembered                        [
 ADOPT_BYTES = 64 * MIB  # a file put there by hand is hashed up to this        [ours]
 MAX_NAME = 241  # bytes of a file name: 255 less ".", "%" and ".s3mini.json"   [Linux: NAME_MAX]
 SECOND_LOOK_SECONDS = 1  # `check` looks again at what a writer may be at       [ours]
+FOREVER = 100 * 365 * 24 * 3600  # seconds: versions of a bucket without a section [ours]
 LOCKS = 256  # lock files of a bucket                                          [ours]
 OPEN_LEVELS = 32  # folders, one in the other, that are held open at once      [ours]
 ROUNDS = 8  # attempts of a reader or writer that meets changing folders       [ours]
@@ -5182,7 +5183,7 @@ class Buckets:
             return known
         root = section.path if section and section.path else os.path.join(self.config.data, name)
         if not section:
-            store = Store(root, self.disk)
+            store = Store(root, self.disk, keep=FOREVER)  # its section may come back
             is_there = is_bucket_name(name) and store.about() is not None
         else:
             store = Store(root, self.disk, self.config.min_free, section.quota, section.keep)

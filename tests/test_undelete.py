@@ -448,6 +448,21 @@ def test_old_versions_are_pruned(serve: Serve) -> None:
     assert ["younger"] == s3.get(list_type=2).elements("Key")
 
 
+def test_versions_outlast_the_section_of_their_bucket(serve: Serve) -> None:
+    """Its key is changed, or the line is gone for a day: that is no wish to lose what was kept."""
+    kept = bucket_of(serve(INI), "keep")
+    kept.s3.put("a", b"old")
+    kept.s3.delete("a")
+    kept.server.stop()
+    kept.server.config.write_text(INI.replace("access_key = keep-key", "access_key = new-key"))
+    kept.server.start()
+    kept.server.stop()
+    kept.server.config.write_text(INI)
+    kept.server.start()
+
+    assert ["1 brought back"] == kept.undelete()[1:]
+
+
 def test_a_stray_file_among_the_versions_does_no_harm(serve: Serve) -> None:
     kept = bucket_of(serve(INI), "keep")
     kept.s3.put("a", b"old")
