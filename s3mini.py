@@ -4558,7 +4558,7 @@ class Store:
 
     def drop_orphan(self, key: str, place: Place) -> None:
         with self.lock(key):
-            if not exists(place.folder, place.name):
+            if not exists(place.folder, place.name) or is_folder(place.folder, place.name):
                 self._drop(place.folder, place.sidecar)
 
     def _sync_nearest(self, names: list[str]) -> None:
@@ -4843,6 +4843,8 @@ FINDINGS = {  # kind: what it means, and what --repair does
     "orphan": "a sidecar whose object is gone; repair removes it",
     "temp": "a temp file of a writer that is gone; repair removes it",
     "no-key": "a file whose name no key maps to: S3 does not see it; rename it",
+    "shadowed": "NAME% beside NAME, which S3 sees alone; move one of them",
+    "unreadable": "the server's user may not read it; change its owner or mode",
 }
 
 
@@ -4875,9 +4877,15 @@ class Inspector:
         todo: list[tuple[str, ...]] = [()]
         while todo:
             names = todo.pop()
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            try:
                 with self.store.folder(names) as folder:
                     yield from self._folder(folder, names, todo)
+            except GONE:
+                pass
+            except PermissionError:
+                if names != ("lost+found",):  # every ext4 disk has that one [mke2fs]
+                    yield Finding("unreadable", "/".join(names), "", False)
+
     def _versions(self) -> Iterator[Finding]:
         for version in self.store.versions():
             with contextlib.suppress(FileNotFoundError):  # it was too old by now
@@ -4917,7 +4925,14 @@ class Inspector:
                 elif item.is_file(follow_symlinks=False):
                     files.add(item.name)
         for name in sorted(files):
-            yield from self._file(folder, (*names, name))
+            try:
+                yield from self._file(folder, (*names, name))
+            except S3Error as why:
+                if why.code != "AccessDenied":
+                    raise
+                yield Finding("unreadable", "/".join((*names, name)), "", False)
+            if name != "%" and name.endswith("%") and name[:-1] in files:
+                yield Finding("shadowed", "/".join((*names, name)), "", False)
         for name in sorted(sidecars - {Place(folder, n, -1).sidecar for n in files}):
             with contextlib.suppress(FileNotFoundError):
                 self._orphans.append((names, name, folder.stat(name)))
@@ -4927,7 +4942,8 @@ class Inspector:
     ) -> Iterator[Finding]:
         data = name[1 : -len(SIDECAR)]
         key = key_of_names([*names, data])
-        if exists(folder, data) or folder.stat(name).st_ino != before.st_ino:
+        is_there = exists(folder, data) and not is_folder(folder, data)
+        if is_there or folder.stat(name).st_ino != before.st_ino:
             return  # a PUT has just been there
         if self.repair and key is not None:
             self.store.drop_orphan(key, Place(folder, data, -1))
@@ -4941,7 +4957,7 @@ class Inspector:
         try:
             info = os.fstat(place.fd)
             self.progress(1, info.st_size)
-            if key is None:
+            if key is None or len(key.encode()) > MAX_KEY:
                 yield Finding("no-key", "/".join(names), "", False)
                 return
             sidecar = self.store.read_sidecar(place)

@@ -14,7 +14,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 from conftest import PROGRAM, Server, flip
@@ -147,6 +147,29 @@ def make_no_key(_: Client, folder: Path) -> str:
     return "50%zz"
 
 
+def make_long(_: Client, folder: Path) -> str:
+    name = "/".join(["n" * 200] * 6)
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_bytes(b"a key of 1,205 bytes")
+    return name
+
+
+def make_shadowed(s3: Client, folder: Path) -> str:
+    s3.put("folder/a", b"content")
+    (folder / "folder" / "a%").write_bytes(b"put there by hand")
+    return "folder/a%"
+
+
+def make_orphan_beside_a_folder(s3: Client, folder: Path) -> str:
+    """A PUT that was killed before its commit, and then another client's key below it."""
+    s3.put("a", b"content")
+    text = sidecar(folder / "a").read_bytes()
+    s3.delete("a")
+    s3.put("a/b", b"content")
+    sidecar(folder / "a").write_bytes(text)
+    return ".a.s3mini.json"
+
+
 MAKERS = {  # a name: (how it is made, its kind, the flags that find it, whether it is mended)
     "a flipped bit": (make_damaged, "damaged", ("--deep",), False),
     "a flipped bit in a part": (make_damaged_parts, "damaged", ("--deep",), False),
@@ -155,12 +178,16 @@ MAKERS = {  # a name: (how it is made, its kind, the flags that find it, whether
     "a large file by hand": (make_unhashed, "unhashed", (), True),
     "a sidecar alone": (make_orphan, "orphan", (), True),
     "a temp file": (make_temp, "temp", (), True),
+    "a sidecar beside a folder": (make_orphan_beside_a_folder, "orphan", (), True),
     "a name of no key": (make_no_key, "no-key", (), False),
+    "a name too long for a key": (make_long, "no-key", (), False),
+    "a name behind another": (make_shadowed, "shadowed", (), False),
 }
 
 
 def test_every_kind_of_finding_is_made_here() -> None:
-    assert set(s3mini.FINDINGS) == {kind for _, kind, _, _ in MAKERS.values()}
+    made = {kind for _, kind, _, _ in MAKERS.values()}
+    assert set(s3mini.FINDINGS) == {*made, "unreadable"}  # root reads everything: see below
 
 
 def contents(s3: Client) -> dict[str, tuple[int, bytes]]:
@@ -293,6 +320,62 @@ def test_links_are_not_followed(check: Checker, s3: Client, folder: Path, tmp_pa
 
 
 # -- the command -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> s3mini.Store:
+    made = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False))
+    made.create()
+    return made
+
+
+def inspect(store: s3mini.Store, deep: bool = False) -> list[tuple[str, str]]:
+    findings = s3mini.Inspector(store, deep, False, lambda *_: None).run()
+    return [(finding.kind, finding.name) for finding in findings]
+
+
+@pytest.mark.parametrize("what", ["folder", "folder/a", "folder/.a.s3mini.json"])
+def test_what_may_not_be_read_is_reported_and_the_rest_is_checked(
+    store: s3mini.Store, unreadable: Callable[[Path], None], what: str
+) -> None:
+    for key in ("folder/a", "folder/b", "z"):
+        put(store, key, b"content", "name")
+    Path(store.root, "folder", "50%zz").touch()
+    Path(store.root, "z%").touch()
+    unreadable(Path(store.root, what))
+
+    below = [] if what == "folder" else [("no-key", "folder/50%zz")]
+    name = "folder" if what == "folder" else "folder/a"
+    assert sorted([("unreadable", name), ("shadowed", "z%"), *below]) == sorted(inspect(store))
+
+
+def test_the_lost_and_found_of_a_disk_is_no_finding(
+    store: s3mini.Store, unreadable: Callable[[Path], None]
+) -> None:
+    Path(store.root, "lost+found").mkdir()
+    unreadable(Path(store.root, "lost+found"))
+    store.quota = 1
+    store.count()
+
+    assert [] == inspect(store)
+
+
+def test_folders_that_are_pruned_meanwhile_do_not_stop_it(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("a/b", "c/d", "e"):
+        put(store, key, b"content", "name")
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("/c"):
+            store.delete("c/d", s3mini.no_check)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+
+    assert 2 * len(b"content") == store.held()
+    assert [] == inspect(store)
 
 
 def test_a_version_that_is_kept_is_checked_too(store: s3mini.Store) -> None:
