@@ -7869,6 +7869,10 @@ class Server(http.server.ThreadingHTTPServer):
         self._returned: deque[Connection] = deque()  # threads give them back to the front
         self._ended = threading.Condition()
         self._wake_out, self._wake_in = socket.socketpair()
+        self._wake_in.setblocking(False)
+        # A signal writes to it: its Python handler runs only once the selector has returned, which
+        # a signal just before the system call would not make it do.
+        self.wake_fd = self._wake_in.fileno()
         self._is_woken = False
         self._selector = selectors.DefaultSelector()
         listener.setblocking(False)
@@ -8152,6 +8156,7 @@ def run_servers(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    signal.set_wakeup_fd(servers[0].wake_fd, warn_on_full_buffer=False)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
     servers[0].life = life

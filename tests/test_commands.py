@@ -480,6 +480,34 @@ def test_the_log_has_a_line_for_each_request_and_no_secret(serve: Serve) -> None
     assert client.secret_key not in server.log
 
 
+LATE_SIGNAL = """
+import signal, sys, threading, time, s3mini
+serving, run = threading.Event(), s3mini.Server.run
+def run_and_say(server):
+    serving.set()
+    run(server)
+def signal_here():
+    serving.wait()
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+s3mini.Server.run = run_and_say
+threading.Thread(target=signal_here, daemon=True).start()
+sys.exit(s3mini.main(["serve", "--config", sys.argv[1], "--listen", "127.0.0.1:0"]))
+"""
+
+
+def test_a_signal_that_interrupts_no_wait_ends_the_server_all_the_same(tmp_path: Path) -> None:
+    """As one just before the wait; here another thread gets it, the first one's wait goes on."""
+    config = tmp_path / "buckets.ini"
+    config.write_text(INI.replace("[SERVER]\n", "[SERVER]\nworkers = 1\n", 1))
+    done = subprocess.run(
+        [sys.executable, "-c", LATE_SIGNAL, str(config)],
+        cwd=PROGRAM.parent, capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+
+    assert 0 == done.returncode, done.stderr
+
+
 # -- the fake --------------------------------------------------------------------------------------
 
 
