@@ -4235,7 +4235,10 @@ class Store:
             with Folder.open(self.temp) as temp, self._second_name(temp, staged) as name:
                 charged = entry.size if links <= 1 else 0
                 self.commit(version.key, staged, entry, no_check, charged)
-                with Folder.open(os.path.dirname(version.path)) as folder:
+                with (
+                    contextlib.suppress(FileNotFoundError),  # it was too old by now
+                    Folder.open(os.path.dirname(version.path)) as folder,
+                ):
                     path = os.path.join(temp.path, name)
                     self.disk.rename(path, folder, os.path.basename(version.path))
 
@@ -8541,15 +8544,22 @@ def print_finding(bucket: str, finding: Finding, as_json: bool) -> None:
 
 def command_manifest(options: Any) -> int:
     """Print a file for md5sum -c or sha256sum -c, with paths as they lie in the data folder."""
+    code = 0
     for _, store in chosen_buckets(options):
         for item in store.scan("", Cursor()):
             entry = store.peek(item)
             if entry:
                 path = os.path.join(item.folder.path, item.name)
                 known = "" if options.sha256 else entry.md5
-                digest = known or hash_path(path, hashlib.sha256 if options.sha256 else hashlib.md5)
+                algorithm = hashlib.sha256 if options.sha256 else hashlib.md5
+                try:
+                    digest = known or hash_path(path, algorithm)
+                except PermissionError as why:
+                    code = 1
+                    sys.stderr.write(f"s3mini: {why}\n")
+                    continue
                 print(manifest_line(digest, os.path.relpath(path)))
-    return 0
+    return code
 
 
 def hash_path(path: str, algorithm: Callable[[], Any]) -> str:

@@ -508,3 +508,25 @@ def test_a_manifest_is_what_coreutils_check(
     assert len(ODD) + 2 == len(good.stdout.splitlines())
     flip(folder / "plain", 0)
     assert 1 == coreutils().returncode
+
+
+def test_a_manifest_goes_on_behind_a_file_that_may_not_be_read(
+    server: Server, bucket: str, s3: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("a", "b"):
+        s3.put(key, b"content")
+    real = s3mini.hash_path
+
+    def hash_path(path: str, algorithm: Any) -> str:
+        if path.endswith("/a"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, algorithm)
+
+    monkeypatch.setattr(s3mini, "hash_path", hash_path)
+    manifest = run(server, "manifest", bucket, "--sha256")
+
+    assert 1 == manifest.code
+    assert [hashlib.sha256(b"content").hexdigest()] == [
+        line.split()[0] for line in manifest.out.splitlines()
+    ]
+    assert f"s3mini: [Errno 13] Permission denied: '{folder}/a'\n" == manifest.err
