@@ -3556,6 +3556,8 @@ class Store:
         for _ in range(ROUNDS):
             with contextlib.suppress(FileNotFoundError):  # it is deleted at the same time
                 self.make_room()
+                if self.about() is not None:
+                    return False  # what holds it was synced before bucket.json was there
                 for path in (self.room, self.root, os.path.dirname(self.root)):
                     with Folder.open(path) as folder:
                         self.disk.sync_folder(folder)
