@@ -8070,6 +8070,10 @@ class Server(http.server.ThreadingHTTPServer):
                 connection.end_idle()
             with self._ended:
                 self._ended.wait(0.1)
+
+    def server_close(self) -> None:
+        """Give everything back. Not before the last signal: it writes to what wakes the front."""
+        super().server_close()
         self._selector.close()
         for sock in (self._wake_in, self._wake_out):
             sock.close()
