@@ -113,6 +113,7 @@ MAX_EXPIRES = 7 * 24 * 3600  # seconds, a presigned URL                        [
 HEAD_SECONDS = 15  # for a whole head, once its first byte is here             [ours]
 IDLE_SECONDS = 75  # for the next request on a kept connection                 [nginx's default]
 LINGER_SECONDS = 0.5  # a thread waits for it, before it gives the connection back  [ours]
+AHEAD_SECONDS = 0.001  # a worker with more connections leaves a new one to others  [ours]
 QUICK_IN_ROW = 8  # quick requests a thread answers before it does              [ours]
 BODY_SECONDS = 30  # for the next bytes of a body, in or out                   [ours]
 MIN_RATE = KIB  # bytes a second, in all, of a body that takes longer             [ours]
@@ -7847,6 +7848,28 @@ LOGS: dict[str, Optional[Callable[[Mapping[str, object]], None]]] = {
 }
 
 
+class Loads:
+    """How many connections each worker has, in memory that all of them see.
+
+    Who has more than another leaves a new connection to it for AHEAD_SECONDS. Without that one
+    worker now and then took all 16 that came at once: 9,000 GETs a second instead of 14,700.
+    """
+
+    def __init__(self, count: int = 1):
+        import mmap
+
+        self._counts = memoryview(mmap.mmap(-1, 8 * count)).cast("q")
+        self.slot = 0  # this worker's
+        self.servers: list[Server] = []  # this process's
+
+    def update(self) -> None:
+        self._counts[self.slot] = sum(len(server.connections) for server in self.servers)
+
+    @property
+    def is_ahead(self) -> bool:
+        return self._counts[self.slot] > min(self._counts)
+
+
 class Server(http.server.ThreadingHTTPServer):
     """Connections of one process, and not more than there may be.
 
@@ -7869,6 +7892,8 @@ class Server(http.server.ThreadingHTTPServer):
         self.stopping = False
         self._run, self._requests = secrets.token_hex(4).upper(), itertools.count(1)
         self.life: Optional[socket.socket] = None  # readable when the master is gone
+        self.loads: Optional[Loads] = None  # where there are several workers
+        self._accepts_at = 0.0  # monotonic; later than now while others are to have new connections
         self.connections: set[Connection] = set()
         self._parked: dict[Connection, None] = {}  # the front's; the longest idle first
         self._returned: deque[Connection] = deque()  # threads give them back to the front
@@ -7896,7 +7921,11 @@ class Server(http.server.ThreadingHTTPServer):
                 else:
                     key.data()
             self.end_old()
-        self._selector.unregister(self.socket)
+            if self._accepts_at and time.monotonic() >= self._accepts_at:
+                register(self.socket, data=self.accept_anyway)
+                self._accepts_at = 0.0
+        if not self._accepts_at:
+            self._selector.unregister(self.socket)
         self.socket.close()  # new clients are refused at once, not reset at the end
         self.finish()
 
@@ -7907,7 +7936,20 @@ class Server(http.server.ThreadingHTTPServer):
     # -- the front -------------------------------------------------------------------------------
 
     def accept_one(self) -> None:
-        """One, so that another worker has the next where several wait."""
+        """Somebody wants to connect: whoever has the fewest connections is to have one more."""
+        if self.loads and self.loads.is_ahead:
+            self._selector.unregister(self.socket)
+            self._accepts_at = time.monotonic() + AHEAD_SECONDS
+        else:
+            self.accept_now()
+
+    def accept_anyway(self) -> None:
+        """Others had their time."""
+        self._selector.modify(self.socket, selectors.EVENT_READ, self.accept_one)
+        self.accept_now()
+
+    def accept_now(self) -> None:
+        """Accept one, so that another worker has the next where several wait."""
         try:
             sock, address = self.get_request()
         except (BlockingIOError, ConnectionError, InterruptedError):
@@ -7927,6 +7969,8 @@ class Server(http.server.ThreadingHTTPServer):
         peer = address[0] if isinstance(address, tuple) and address else "unix"
         connection = Connection(sock, peer, self)
         self.connections.add(connection)
+        if self.loads:
+            self.loads.update()
         if connection.can_park:
             self.park(connection)
         else:
@@ -7972,7 +8016,9 @@ class Server(http.server.ThreadingHTTPServer):
     def seconds_to_wait(self) -> Optional[float]:
         """Until the connection that is idle for the longest time has to end; None: for ever."""
         first = next(iter(self._parked), None)
-        return max(0.0, first.since + IDLE_SECONDS - time.monotonic()) if first else None
+        until = first.since + IDLE_SECONDS if first else 0.0
+        until = self._accepts_at or until  # the sooner of the two
+        return max(0.0, until - time.monotonic()) if until else None
 
     def end_old(self) -> None:
         limit = time.monotonic() - IDLE_SECONDS
@@ -8038,6 +8084,8 @@ class Server(http.server.ThreadingHTTPServer):
         with self._ended:
             self.connections.discard(connection)
             self._ended.notify_all()
+        if self.loads:
+            self.loads.update()
 
     def wake(self) -> None:
         """Make the front look at what was given back."""
@@ -8153,11 +8201,17 @@ def trim_memory() -> None:
 
 
 def run_servers(
-    config: Config, listeners: list[socket.socket], life: Optional[socket.socket] = None
+    config: Config, listeners: list[socket.socket], life: Optional[socket.socket] = None,
+    loads: Optional[Loads] = None,
 ) -> None:
     """Serve in this process until SIGTERM, SIGINT, or the end of the master behind `life`."""
     app = App(config, Disk(config.durability == "disk"))
     servers = [Server(app, listener) for listener in listeners]
+    if loads:
+        loads.servers = servers
+        loads.update()  # the slot's last worker may have died with some
+        for server in servers:
+            server.loads = loads
 
     def stop(*_: object) -> None:
         for server in servers:
@@ -8207,18 +8261,20 @@ def tidy(config: Config) -> None:
 class Master:
     """The process that owns the sockets: starts workers, restarts one that dies, ends them.
 
-    Workers share nothing but the disk and the listening sockets. Each holds one end of `life`:
-    when the master is killed they read its end there, finish and leave.
+    Workers share nothing but the disk, the listening sockets and a number each: how many
+    connections they have. Each holds one end of `life`: when the master is killed they read its end
+    there, finish and leave.
     """
 
-    def __init__(self, config: Config, listeners: list[socket.socket]):
+    def __init__(self, config: Config, listeners: list[socket.socket], count: int):
         self.config, self.listeners = config, listeners
-        self.workers: dict[int, float] = {}  # pid -> when it was started
+        self.count, self.loads = count, Loads(count)
+        self.workers: dict[int, tuple[int, float]] = {}  # pid -> (slot, when it was started)
         self.stopping = False
         self._wake_out, self._wake_in = socket.socketpair()
         self._life_worker, self._life = socket.socketpair()
 
-    def run(self, count: int) -> None:
+    def run(self) -> None:
         """Until SIGTERM or SIGINT."""
         for sock in (self._wake_out, self._wake_in):
             sock.setblocking(False)
@@ -8229,8 +8285,8 @@ class Master:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
         next_tidy = time.monotonic() + TIDY_SECONDS
         while not self.stopping:
-            while len(self.workers) < count:
-                self._start()
+            for slot in set(range(self.count)) - {slot for slot, _ in self.workers.values()}:
+                self._start(slot)
             self._wait(TIDY_SECONDS)
             if time.monotonic() > next_tidy:
                 tidy(self.config)
@@ -8254,13 +8310,13 @@ class Master:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    def _start(self) -> None:
+    def _start(self, slot: int) -> None:
         """Fork a worker. Signals wait until it has its own handlers."""
         signals = {signal.SIGTERM, signal.SIGINT}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         pid = os.fork()
         if pid:
-            self.workers[pid] = time.monotonic()
+            self.workers[pid] = slot, time.monotonic()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
             return
         status = 1
@@ -8268,7 +8324,8 @@ class Master:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._life.close()
-            run_servers(self.config, self.listeners, self._life_worker)
+            self.loads.slot = slot
+            run_servers(self.config, self.listeners, self._life_worker, self.loads)
             status = 0
         except BaseException:  # noqa: BLE001 a forked child must never return from here
             import traceback
@@ -8285,7 +8342,7 @@ class Master:
                 pass
         for pid in list(self.workers):
             if os.waitpid(pid, os.WNOHANG)[0]:
-                began = self.workers.pop(pid)
+                _, began = self.workers.pop(pid)
                 if not self.stopping:
                     sys.stderr.write(f"s3mini: worker {pid} ended; starting another\n")
                     time.sleep(1 if time.monotonic() - began < 1 else 0)
@@ -8388,7 +8445,7 @@ def run(config: Config, greeting: str = "") -> int:
     notify_systemd(f"READY=1\nSTATUS=serving {', '.join(config.listen)}")
     count = worker_count(config)
     if count > 1:
-        Master(config, listeners).run(count)
+        Master(config, listeners, count).run()
     else:
         threading.Thread(target=tidy_for_ever, args=(config,), daemon=True).start()
         run_servers(config, listeners)
