@@ -127,6 +127,7 @@ TIDY_SECONDS = 3600  # between looks for uploads that nobody finished           
 TRIM_SECONDS = 2  # after the start, behind the first answers                   [ours]
 BACKLOG = 1024  # connections the kernel may hold for us                       [ours]
 
+LATELY_SECONDS = 1  # what a bucket's CORS rules were is good for Vary          [ours]
 FREE_SECONDS = 0.5  # a reading of the disk's free space is good for this      [ours]
 MIN_INODES = 64  # are kept free on a disk that counts them                    [ours]
 FAILURE_BURST = 30  # wrong signatures from one address, then                  [ours]
@@ -143,6 +144,7 @@ MTIME_TICK = 0.05  # seconds within which a folder's mtime may miss a change    
 FEW_NAMES = 64  # a folder with fewer is read anew for each page               [ours]
 CACHED_NAMES = 64 * MIB  # of names kept for each bucket                       [ours]
 CACHED_ENTRIES = 4096  # sidecars kept in memory                               [ours]
+CACHED_CONTENTS = 4 * MIB  # of small objects kept in memory                   [ours]
 
 # ==================================================================================================
 # 2. Errors
@@ -2977,7 +2979,8 @@ class Found(NamedTuple):
     """An object and its data file, open: the descriptor pins this version."""
 
     entry: Entry
-    fd: int  # -1 where only the entry was asked for
+    fd: int  # -1 where only the entry was asked for, or the content is in memory
+    content: Optional[bytes] = None
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -3456,45 +3459,69 @@ class Version(NamedTuple):
     entry: Entry
 
 
-def true_path_of(fd: int) -> str:
-    """Where an open file lies, with no link in the path; "" where the system does not tell."""
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}")
-    except OSError:
-        return ""
-
-
 class Known(NamedTuple):
-    """An entry in memory, with the generation and the path of the file that it describes.
+    """An entry in memory, with the generation and the way to the file that it describes.
 
-    A file that is opened by this path is the one that was reached folder by folder before when it
-    has the same generation, and the same true path: no link has led astray.
+    What is found by this path is the file that was reached folder by folder before, when it has the
+    same generation and the folders on the way are the same, none of them a link.
     """
 
     path: str
-    true_path: str  # as Linux tells it of a descriptor; "" where it does not
+    folders: tuple[tuple[str, int, int], ...]  # (path, device, inode) of those below the bucket's
     dev: int
     ino: int
     size: int
     mtime_ns: int
     entry: Entry
 
-    @classmethod
-    def of(cls, place: Place, info: os.stat_result, entry: Entry) -> Known:
-        path = os.path.join(place.folder.path, place.name)
-        true_path = true_path_of(place.fd) if place.fd >= 0 else ""
-        return cls(path, true_path, info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, entry)
-
-    @property
-    def is_reachable(self) -> bool:
-        return self.true_path != ""
-
-    def is_at_its_place(self, fd: int) -> bool:
-        return true_path_of(fd) == self.true_path
-
     def fits(self, info: os.stat_result) -> bool:
         return (self.ino == info.st_ino and self.mtime_ns == info.st_mtime_ns
                 and self.size == info.st_size and self.dev == info.st_dev)
+
+    def find(self) -> Optional[os.stat_result]:
+        """The file as it is now, when it is the one known and still at its place."""
+        try:
+            for path, dev, ino in self.folders:
+                info = os.stat(path, follow_symlinks=False)
+                if info.st_ino != ino or info.st_dev != dev:
+                    return None
+            info = os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            return None
+        return info if self.fits(info) else None
+
+
+Generation = tuple[int, int, int, int, int]
+
+
+def generation_of(info: os.stat_result) -> Generation:
+    """What changes when a file's bytes do, however they are changed."""
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+class Contents:
+    """The bytes of small files that were read lately, of all buckets together.
+
+    Not of one that was changed within the last tick of the disk's clock: the next change might not
+    show in its times. Shared by threads: what one adds another may drop.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Generation, bytes] = {}
+        self._size, self._lock = 0, threading.Lock()
+
+    def get(self, info: os.stat_result) -> Optional[bytes]:
+        return self._known.get(generation_of(info))
+
+    def add(self, info: os.stat_result, data: bytes) -> None:
+        tick = 2.0 if info.st_mtime_ns % 1_000_000_000 == 0 else MTIME_TICK
+        if info.st_ctime_ns > (time.time() - tick) * 1e9 or len(data) != info.st_size:
+            return
+        with self._lock:
+            self._size += len(data) - len(self._known.pop(generation_of(info), b""))
+            self._known[generation_of(info)] = data
+            while self._size > CACHED_CONTENTS:
+                self._size -= len(self._known.pop(next(iter(self._known))))
 
 
 def read_number(fd: int, line: int = 0) -> int:
@@ -3536,16 +3563,21 @@ class Store:
     with both generations, syncs, and renames the data file: that rename is the commit.
     """
 
-    def __init__(self, root: str, disk: Disk, min_free: int = 0, quota: int = 0, keep: int = 0):
+    def __init__(
+        self, root: str, disk: Disk, min_free: int = 0, quota: int = 0, keep: int = 0,
+        *, contents: Optional[Contents] = None,
+    ):
         self.root, self.disk = root, disk
         self.min_free, self.quota, self.keep = min_free, quota, keep
         self.room = os.path.join(root, ROOM)
         self.temp, self._lock_files = f"{self.room}/tmp", f"{self.room}/locks"
         self._about_file = f"{self.room}/bucket.json"
         self._entries: dict[str, Known] = {}
+        self._contents = contents or Contents()
         self._names = NamesCache()
         self._free, self._free_until = 0, 0.0  # bytes above min_free, and how long that counts
         self._about: tuple[tuple[int, ...], dict[str, Any]] = ((), {})
+        self._about_until = 0.0  # monotonic; see about_lately
         self._usage_lock = threading.Lock()  # where there is no flock
         self._thread_locks = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
         self._upload_locks = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
@@ -3579,8 +3611,13 @@ class Store:
             path = f"{self._lock_files}/{name}"  # now: a full disk may have no inode for it later
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o640))
 
+    def about_lately(self) -> Optional[dict[str, Any]]:
+        """As about was within the last LATELY_SECONDS: for what needs no more, on every request."""
+        return self._about[1] if time.monotonic() < self._about_until else self.about()
+
     def about(self) -> Optional[dict[str, Any]]:
         """bucket.json: created, owner, cors, tags; None when there is no such bucket."""
+        self._about_until = 0.0
         try:
             info = os.stat(self._about_file)
             generation = (info.st_ino, info.st_size, info.st_mtime_ns)
@@ -3590,6 +3627,7 @@ class Store:
                 self._about = (generation, value if isinstance(value, dict) else {})
         except (FileNotFoundError, NotADirectoryError):
             return None
+        self._about_until = time.monotonic() + LATELY_SECONDS
         return self._about[1]
 
     def write_about(self, about: Mapping[str, object]) -> None:
@@ -3768,18 +3806,46 @@ class Store:
     def open(self, key: str) -> Found:
         """The object, open; close its fd. Raises NoSuchKey, AccessDenied."""
         known = self._entries.get(key)
-        if known and known.is_reachable:  # fast path: half the system calls of the walk
+        if known and known.find():  # fast path: half the system calls of the walk
             with contextlib.suppress(OSError):
                 fd = os.open(known.path, READ_FLAGS)
-                if known.fits(os.fstat(fd)) and known.is_at_its_place(fd):
+                if known.fits(os.fstat(fd)):
                     return Found(known.entry, fd)
                 os.close(fd)
         return self._open_slowly(key)
 
-    def knows(self, key: str) -> bool:
-        """Whether the object is small and was opened lately."""
+    def recall(self, key: str) -> Optional[Found]:
+        """A small object from memory; None where it is not there, or not of this generation.
+
+        Fast path: one system call and one for each folder, where opening and reading takes six.
+        """
         known = self._entries.get(key)
-        return known is not None and known.is_reachable and known.size <= SMALL
+        if not known or known.size > SMALL:
+            return None
+        info = known.find()
+        data = self._contents.get(info) if info else None
+        return Found(known.entry, -1, data) if data is not None else self._learn(known)
+
+    def _learn(self, known: Known) -> Optional[Found]:
+        """The same from the file, and into memory."""
+        try:
+            fd = os.open(known.path, READ_FLAGS)
+        except OSError:
+            return None
+        try:
+            info = os.fstat(fd)
+            if not known.fits(info) or not known.find():
+                return None
+            data = read_at(fd, known.size, 0)
+            self._contents.add(info, data)
+            return Found(known.entry, -1, data) if len(data) == known.size else None
+        finally:
+            os.close(fd)
+
+    def knows(self, key: str, limit: int) -> bool:
+        """Whether the object is in memory, and no larger; no promise that it is still there."""
+        known = self._entries.get(key)
+        return known is not None and known.size <= limit
 
     def _open_slowly(self, key: str) -> Found:
         """Folder by folder, and again while writers are at it."""
@@ -3799,7 +3865,10 @@ class Store:
 
     def head(self, key: str) -> Entry:
         """What is known of the object. Raises NoSuchKey, AccessDenied."""
-        found = self.open(key)
+        known = self._entries.get(key)
+        if known and known.find():
+            return known.entry
+        found = self._open_slowly(key)
         found.close()
         return found.entry
 
@@ -3832,15 +3901,13 @@ class Store:
         """The entry that describes this data file, or None. Raises NoSuchKey on folding disks."""
         known = self._entries.get(key)
         if known and known.fits(info):
-            if place.fd >= 0 and not known.is_reachable:
-                self._remember(key, Known.of(place, info, known.entry))
             return known.entry
         sidecar = self.read_sidecar(place)
         entry = sidecar.fitting(info) if sidecar else None
         if sidecar and self._is_of_another(sidecar, key):
             raise S3Error("NoSuchKey", Key=key)
         if entry:
-            self._remember(key, Known.of(place, info, entry))
+            self._remember(key, place, info, entry)
         return entry
 
     def _is_of_another(self, sidecar: Sidecar, key: str) -> bool:
@@ -3864,17 +3931,34 @@ class Store:
             return True
         return False
 
-    def _remember(self, key: str, known: Known) -> None:
+    def _remember(self, key: str, place: Place, info: os.stat_result, entry: Entry) -> None:
         """Keep an entry in memory.
 
         Not where the disk counts whole seconds: there an inode used again could look the same.
         """
-        if known.mtime_ns % 1_000_000_000 == 0 or len(known.entry.parts) > 100:
+        folders = self._folders_to(place.folder.path)
+        if info.st_mtime_ns % 1_000_000_000 == 0 or len(entry.parts) > 100 or folders is None:
             return
+        known = Known(f"{place.folder.path}/{place.name}", folders, info.st_dev, info.st_ino,
+                      info.st_size, info.st_mtime_ns, entry)
         while len(self._entries) >= CACHED_ENTRIES:
             with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # another thread's
                 del self._entries[next(iter(self._entries))]
         self._entries[key] = known
+
+    def _folders_to(self, path: str) -> Optional[tuple[tuple[str, int, int], ...]]:
+        """What Known keeps of the folders down to this one; None when one is not there, or a link.
+        """
+        found: list[tuple[str, int, int]] = []
+        with contextlib.suppress(OSError):
+            while len(path) > len(self.root):
+                info = os.stat(path, follow_symlinks=False)
+                if not stat.S_ISDIR(info.st_mode):
+                    return None
+                found.append((path, info.st_dev, info.st_ino))
+                path = os.path.dirname(path)
+            return tuple(found)
+        return None
 
     def read_sidecar(self, place: Place) -> Optional[Sidecar]:
         """None when there is none, or none that makes sense: the object is adopted then.
@@ -4290,7 +4374,7 @@ class Store:
             raise
         self.disk.sync_folder(place.folder)
         if staged.info:
-            self._remember(sidecar.key, Known.of(place, staged.info, sidecar.current))
+            self._remember(sidecar.key, place, staged.info, sidecar.current)
         return sidecar.current
 
     def _look(self, folder: Folder, name: str, key: str) -> tuple[Place, Optional[Entry]]:
@@ -5155,6 +5239,7 @@ class Buckets:
         self.keyring = Keyring(config.secrets, config.hosts, config.domain)
         self._stores: dict[tuple[str, str], Store] = {}
         self._by_name: dict[str, Store] = {}  # the latest of each
+        self._contents = Contents()
         declared = {s.pattern: config.sections_of(s.pattern) for s in config.sections
                     if not s.is_pattern}
         self._declared = {  # name -> (its section, access key -> what it may do)
@@ -5205,10 +5290,12 @@ class Buckets:
             return known
         root = section.path if section and section.path else os.path.join(self.config.data, name)
         if not section:
-            store = Store(root, self.disk, keep=FOREVER)  # its section may come back
+            store = Store(root, self.disk, keep=FOREVER,  # its section may come back
+                          contents=self._contents)
             is_there = is_bucket_name(name) and store.about() is not None
         else:
-            store = Store(root, self.disk, self.config.min_free, section.quota, section.keep)
+            store = Store(root, self.disk, self.config.min_free, section.quota, section.keep,
+                          contents=self._contents)
             is_there = True
         if not is_there:
             return store
@@ -5216,10 +5303,10 @@ class Buckets:
         self._by_name[name] = store
         return store
 
-    def knows(self, name: str, key: str) -> bool:
-        """Whether a small object of the bucket is in memory; no promise that it is still there."""
+    def knows(self, name: str, key: str, limit: int) -> bool:
+        """Whether an object is in memory, and no larger; no promise that it is still there."""
         store = self._by_name.get(name)
-        return store is not None and store.knows(key)
+        return store is not None and store.knows(key, limit)
 
     def open(self, name: str) -> Store:
         """The store of a bucket that there is. Raises NoSuchBucket."""
@@ -5485,14 +5572,17 @@ def is_opened(req: Request, entry: Entry) -> bool:
     return entry.acl == "public-read" and req.section is not None and req.section.acl
 
 
-def open_object(req: Request) -> Found:
+def open_object(req: Request, from_memory: bool = False) -> Found:
     """The object, open, if this request may see it. Raises NoSuchKey, AccessDenied.
 
-    Who may neither read nor list learns nothing about what there is.
+    Who may neither read nor list learns nothing about what there is. `from_memory`: its content
+    will do, where it is there.
     """
-    is_head = req.head.method == "HEAD"
     try:
-        found = Found(req.store.head(req.key), -1) if is_head else req.store.open(req.key)
+        if req.head.method == "HEAD":
+            found = Found(req.store.head(req.key), -1)
+        else:
+            found = from_memory and req.store.recall(req.key) or req.store.open(req.key)
     except S3Error as why:
         if why.code == "NoSuchKey" and not ({"read", "list"} & req.grants):
             raise S3Error("AccessDenied") from None
@@ -5510,7 +5600,7 @@ def get_object(req: Request) -> Response:
     """
     check_version(req)
     overrides = parse_overrides(req) if req.query else {}
-    found = open_object(req)
+    found = open_object(req, from_memory=True)
     try:
         entry = found.entry
         check_unchanged(req.headers, entry)
@@ -5531,8 +5621,14 @@ def get_object(req: Request) -> Response:
     headers["x-content-type-options"] = "nosniff"
     if ACTIVE_TYPES.match(headers["content-type"]) and not (req.section and req.section.html):
         headers["content-security-policy"] = "sandbox"
-    body = FileSpan(found.fd, span.start, len(span))  # for HEAD there is no file behind it
-    return Response(206 if wanted else 200, headers, body)  # of an empty part there is no range
+    return Response(206 if wanted else 200, headers, body_of(found, span))  # an empty part: 200
+
+
+def body_of(found: Found, span: range) -> Union[bytes, FileSpan]:
+    """The bytes of the span, in memory or in the file; b"" for HEAD, which has neither."""
+    if found.fd >= 0:
+        return FileSpan(found.fd, span.start, len(span))
+    return found.content[span.start : span.stop] if found.content else b""
 
 
 # What a browser runs scripts of, on our origin, were it not told otherwise. Of a list it takes
@@ -7182,7 +7278,8 @@ class App:
             bucket, key, _ = self.split_target(head)
         except S3Error:
             return False
-        return size == 0 and self.buckets.knows(bucket, key)
+        limit = MAX_OBJECT if head.method == "HEAD" else SMALL
+        return size == 0 and self.buckets.knows(bucket, key, limit)
 
     def answer(self, call: Call) -> Answer:
         """Raises only what is a bug, or Disconnected: an error is an answer too."""
@@ -7213,7 +7310,7 @@ class App:
         if head.method == "OPTIONS":
             return self.preflight(answer, head)
         with contextlib.suppress(S3Error):  # before all checks: a page is to see why it is refused
-            answer.rules = self.rules_of(bucket)
+            answer.rules = self.rules_of(bucket, "origin" in head.headers)
         if call.address and has_claim(head):
             self.failures.check(call.address, call.now)
         signed = verify(head, self.buckets.keyring, in_host, call.now)
@@ -7240,10 +7337,11 @@ class App:
         answer.trouble = "; ".join(dict.fromkeys(req.troubles))
         return response
 
-    def rules_of(self, bucket: str) -> list[CorsRule]:
-        """Raises NoSuchBucket."""
+    def rules_of(self, bucket: str, is_asked: bool = True) -> list[CorsRule]:
+        """Raises NoSuchBucket. Where no page asks, they only say whether Vary is needed."""
         section = self.buckets.find(bucket)
-        return cors_rules(section, self.buckets.store(bucket, section).about())
+        store = self.buckets.store(bucket, section)
+        return cors_rules(section, store.about() if is_asked else store.about_lately())
 
     def preflight(self, answer: Answer, head: Head) -> Response:
         """A browser's question before a request to another origin; it carries no signature.
@@ -7700,14 +7798,11 @@ class Connection:
             self.stream.send(self.head_of(response) + body)
             return len(body)
         if isinstance(body, FileSpan):
-            return self.send_file(self.head_of(response), body, head.method == "HEAD")
+            return self.send_file(self.head_of(response), body)
         return self.send_pieces(head, response, body)
 
-    def send_file(self, head: bytes, span: FileSpan, head_only: bool) -> int:
+    def send_file(self, head: bytes, span: FileSpan) -> int:
         """A small file in one write with its head, a large one by the kernel's sendfile."""
-        if head_only:
-            self.stream.send(head)
-            return 0
         if span.length <= SMALL:
             data = read_at(span.fd, span.length, span.offset) if span.length else b""
             self.stream.send(head + data)

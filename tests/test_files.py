@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any, Callable
 
@@ -594,6 +595,72 @@ def test_a_link_to_a_folder_is_not_followed(s3: Client, folder: Path, outside: P
     assert s3.put("link/new", b"x").status in (400, 404)
     s3.delete("link/secret")
     assert ["secret"] == os.listdir(outside)
+
+
+def hot(s3: Client, key: str) -> bytes:
+    """What a GET gives of an object that is in the memory of every worker."""
+    time.sleep(0.1)  # what changed within a tick of the disk's clock is read from the file
+    return [s3.get(key).body for _ in range(8)][-1]
+
+
+def test_bytes_changed_behind_the_same_size_and_time_are_served(s3: Client, folder: Path) -> None:
+    """As rsync --times --inplace leaves them. The ETag stays, as for every such change."""
+    s3.put("a/k", b"old")
+    assert b"old" == hot(s3, "a/k")
+    info = (folder / "a/k").stat()
+    with (folder / "a/k").open("r+b") as file:
+        file.write(b"new")
+    os.utime(folder / "a/k", ns=(info.st_atime_ns, info.st_mtime_ns))
+
+    assert [b"new"] * 8 == [s3.get("a/k").body for _ in range(8)]
+
+
+def test_only_bytes_that_rest_are_kept_in_memory(tmp_path: Path) -> None:
+    contents, path = s3mini.Contents(), tmp_path / "file"
+    path.write_bytes(b"bytes")
+    contents.add(path.stat(), b"bytes")
+    fresh = contents.get(path.stat())
+    time.sleep(2 * s3mini.MTIME_TICK)
+    contents.add(path.stat(), b"byt")
+    short = contents.get(path.stat())
+    contents.add(path.stat(), b"bytes")
+
+    assert (None, None, b"bytes") == (fresh, short, contents.get(path.stat()))
+
+
+def test_the_memory_for_contents_is_bounded(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(s3mini, "CACHED_CONTENTS", 10)
+    contents, paths = s3mini.Contents(), [tmp_path / str(number) for number in range(4)]
+    for path in paths:
+        path.write_bytes(b"four")
+    time.sleep(2 * s3mini.MTIME_TICK)
+    for path in paths:
+        contents.add(path.stat(), b"four")
+        contents.add(path.stat(), b"four")
+
+    assert [None, None, b"four", b"four"] == [contents.get(path.stat()) for path in paths]
+
+
+@pytest.mark.parametrize("key", ["k", "a/k", "a/b/k"])
+def test_what_is_in_memory_is_what_the_file_gives(s3: Client, folder: Path, key: str) -> None:
+    s3.put(key, b"0123456789", {"x-amz-meta-a": "1", "content-type": "text/plain"})
+    ranges = ["bytes=2-4", "bytes=-3", "bytes=8-", "bytes=20-", "nonsense"]
+    asked = [{}, *[{"range": value} for value in ranges]]
+
+    def answers() -> list[Any]:
+        found = [ask(key, headers) for headers in asked for ask in (s3.get, s3.head)]
+        bodies = [reply.body if reply.status < 300 else reply.error for reply in found]
+        return [(r.status, body, _lasting(r.headers)) for r, body in zip(found, bodies)]
+
+    cold = answers()
+    hot(s3, key)
+    assert cold == answers()
+
+
+def _lasting(headers: dict[str, str]) -> dict[str, str]:
+    """The headers without those that every answer has its own of."""
+    own = ("date", "x-amz-request-id", "x-amz-id-2", "content-length")
+    return {name: value for name, value in headers.items() if name not in own}
 
 
 def test_a_folder_that_became_a_link_is_not_followed(
