@@ -40,6 +40,7 @@ import json
 import multiprocessing
 import os
 import platform
+import py_compile
 import re
 import resource
 import select
@@ -690,6 +691,7 @@ class S3mini(Server):
     def install(self) -> None:
         if not S3MINI.exists():
             raise RunError("s3mini.py is not there")
+        py_compile.compile(str(S3MINI), doraise=True)
 
     def version(self) -> str:
         return "sha256 " + sha256(S3MINI.read_bytes())[:12]
@@ -1550,6 +1552,9 @@ class Bench:
         """Start and fill everyone who takes part, let them take turns, stop them."""
         say(f"{stage.name}")
         ready = []
+        kept = [server.workers for server in self.servers]
+        for server in self.servers if stage.one_worker else ():
+            server.workers = 1
         try:
             for server in self.servers:
                 members = [work for work in works if takes_part(work, server)]
@@ -1560,10 +1565,11 @@ class Bench:
         finally:
             for server in ready:
                 self.stop(server, works)
+            for server, workers in zip(self.servers, kept):
+                server.workers = workers
 
     def is_prepared(self, server: Server, stage: Stage, works: list, folder: Path) -> bool:
-        server.folder, kept = folder / server.name, server.workers
-        server.workers = 1 if stage.one_worker else kept
+        server.folder = folder / server.name
         began = time.monotonic()
         try:
             prepare(server, stage)
@@ -1573,8 +1579,6 @@ class Bench:
             with contextlib.suppress(RunError):
                 server.stop()
             return False
-        finally:
-            server.workers = kept
         if server.is_s3 and takes_any_signature(server.target):
             self.results.unchecked.add(server.name)
         if server.is_s3 and stage.objects:
