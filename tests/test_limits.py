@@ -678,6 +678,23 @@ def test_a_reader_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     assert 0 < total < 50_000_000
 
 
+@pytest.mark.parametrize("requests", [0, 1, 3])
+def test_an_idle_connection_is_ended_in_time(
+    monkeypatch: pytest.MonkeyPatch, requests: int
+) -> None:
+    monkeypatch.setattr(s3mini, "IDLE_SECONDS", 0.5)
+    with s3mini.start("media") as fake:
+        host, _, port = fake.endpoint.partition("//")[2].rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as sock:
+            for _ in range(requests):
+                sock.sendall(b"GET /media/k HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert sock.recv(9999).startswith(b"HTTP/1.1 403")
+            began = time.monotonic()
+
+            assert b"" == sock.recv(1)
+            assert 0.2 < time.monotonic() - began
+
+
 # -- TLS of our own --------------------------------------------------------------------------------
 
 
