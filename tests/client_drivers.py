@@ -382,9 +382,10 @@ def main(client: str, steps: list[list[Any]]) -> None:
         result = getattr(driver, verb)(*arguments)
         results.append(asyncio.run(result) if asyncio.iscoroutine(result) else result)
     print(json.dumps(results), flush=True)
-    # All is done and said. The interpreter's own end is left out: threads of delta-rs may still run
-    # then and abort it, "terminate called without an active exception" [deltalake 1.6, pyarrow 26]
-    os._exit(0)
+    if client == "deltalake":
+        # All is done and said, but threads of delta-rs may still run and abort the interpreter's
+        # own end: "terminate called without an active exception"      [deltalake 1.6, pyarrow 26]
+        os._exit(0)
 
 
 if __name__ == "__main__":
