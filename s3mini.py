@@ -127,7 +127,6 @@ TIDY_SECONDS = 3600  # between looks for uploads that nobody finished           
 TRIM_SECONDS = 2  # after the start, behind the first answers                   [ours]
 BACKLOG = 1024  # connections the kernel may hold for us                       [ours]
 
-LATELY_SECONDS = 1  # what a bucket's CORS rules were is good for Vary          [ours]
 FREE_SECONDS = 0.5  # a reading of the disk's free space is good for this      [ours]
 MIN_INODES = 64  # are kept free on a disk that counts them                    [ours]
 FAILURE_BURST = 30  # wrong signatures from one address, then                  [ours]
@@ -3577,7 +3576,6 @@ class Store:
         self._names = NamesCache()
         self._free, self._free_until = 0, 0.0  # bytes above min_free, and how long that counts
         self._about: tuple[tuple[int, ...], dict[str, Any]] = ((), {})
-        self._about_until = 0.0  # monotonic; see about_lately
         self._usage_lock = threading.Lock()  # where there is no flock
         self._thread_locks = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
         self._upload_locks = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
@@ -3611,13 +3609,8 @@ class Store:
             path = f"{self._lock_files}/{name}"  # now: a full disk may have no inode for it later
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o640))
 
-    def about_lately(self) -> Optional[dict[str, Any]]:
-        """As about was within the last LATELY_SECONDS: for what needs no more, on every request."""
-        return self._about[1] if time.monotonic() < self._about_until else self.about()
-
     def about(self) -> Optional[dict[str, Any]]:
         """bucket.json: created, owner, cors, tags; None when there is no such bucket."""
-        self._about_until = 0.0
         try:
             info = os.stat(self._about_file)
             generation = (info.st_ino, info.st_size, info.st_mtime_ns)
@@ -3627,7 +3620,6 @@ class Store:
                 self._about = (generation, value if isinstance(value, dict) else {})
         except (FileNotFoundError, NotADirectoryError):
             return None
-        self._about_until = time.monotonic() + LATELY_SECONDS
         return self._about[1]
 
     def write_about(self, about: Mapping[str, object]) -> None:
@@ -7310,7 +7302,7 @@ class App:
         if head.method == "OPTIONS":
             return self.preflight(answer, head)
         with contextlib.suppress(S3Error):  # before all checks: a page is to see why it is refused
-            answer.rules = self.rules_of(bucket, "origin" in head.headers)
+            answer.rules = self.rules_of(bucket)
         if call.address and has_claim(head):
             self.failures.check(call.address, call.now)
         signed = verify(head, self.buckets.keyring, in_host, call.now)
@@ -7337,11 +7329,10 @@ class App:
         answer.trouble = "; ".join(dict.fromkeys(req.troubles))
         return response
 
-    def rules_of(self, bucket: str, is_asked: bool = True) -> list[CorsRule]:
-        """Raises NoSuchBucket. Where no page asks, they only say whether Vary is needed."""
+    def rules_of(self, bucket: str) -> list[CorsRule]:
+        """Raises NoSuchBucket."""
         section = self.buckets.find(bucket)
-        store = self.buckets.store(bucket, section)
-        return cors_rules(section, store.about() if is_asked else store.about_lately())
+        return cors_rules(section, self.buckets.store(bucket, section).about())
 
     def preflight(self, answer: Answer, head: Head) -> Response:
         """A browser's question before a request to another origin; it carries no signature.
