@@ -503,11 +503,14 @@ def test_connections_are_bounded(serve: Serve) -> None:
         until(lambda: client.get("k0").status == 200)  # an idle connection makes room
 
 
-def sockets_of(pid: int) -> int:
+def connections_of(pid: int, port: int) -> int:
+    """How many established connections to the port a process holds."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ours = {f"socket:[{w[9]}]" for w in lines if w[1].endswith(f":{port:04X}") and w[3] == "01"}
     count = 0
     for name in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed just now
-            count += os.readlink(name).startswith("socket")
+            count += os.readlink(name) in ours
     return count
 
 
@@ -516,18 +519,19 @@ def test_connections_that_come_at_once_are_shared_by_the_workers(serve: Serve) -
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
     until(lambda: len(children.read_text().split()) == 2)
     workers = [int(pid) for pid in children.read_text().split()]
-    for _ in range(3):
-        before = [sockets_of(pid) for pid in workers]
+    best = 0
+    for _ in range(5):  # a worker that has just been started, or waits for a core, gets fewer
         with contextlib.ExitStack() as stack:
             raws = [stack.enter_context(Raw(server)) for _ in range(16)]
             for raw in raws:
                 raw.send(b"GET /media/k HTTP/1.1\r\nHost: x\r\n\r\n")
                 assert 403 == must(raw.reply()).status
-            counts = [sockets_of(pid) - n for pid, n in zip(workers, before)]
-        until(lambda: before == [sockets_of(pid) for pid in workers])  # noqa: B023 called at once
-
+            counts = [connections_of(pid, server.port) for pid in workers]
+        until(lambda: not any(connections_of(pid, server.port) for pid in workers))
         assert 16 == sum(counts)
-        assert 4 <= min(counts)  # 8, but that a worker may have to wait for a core
+        best = max(best, min(counts))
+
+    assert 7 <= best
 
 
 def test_free_space_is_kept(serve: Serve) -> None:
