@@ -63,8 +63,7 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Callable, NamedTuple, NoReturn, Optional, Protocol, Union
 from urllib.parse import quote, unquote_to_bytes
 
@@ -442,14 +441,13 @@ OPTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """One bucket section of the INI: [media], [media:ci], [test-*] or [test-*:alt]."""
 
     name: str  # as it is written
     pattern: str  # the name before the colon
     access_key: str
-    secret_key: str = field(repr=False)
+    secret_key: str
     mode: str
     public: tuple[str, ...]  # prefixes; "" is everything
     cors: tuple[str, ...]  # origins
@@ -458,6 +456,9 @@ class Section:
     quota: int  # bytes; 0: no limit
     keep: int  # seconds; 0: replaced and deleted objects are gone
     path: str  # absolute, or ""
+
+    def __repr__(self) -> str:
+        return f"<Section {self.name}>"  # without its secret
 
     @property
     def is_pattern(self) -> bool:
@@ -468,8 +469,7 @@ class Section:
         return re.fullmatch("[a-z0-9.-]*".join(pieces), bucket) is not None
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """buckets.ini, read and checked."""
 
     listen: tuple[str, ...]
@@ -486,8 +486,11 @@ class Config:
     tls_cert: str
     tls_key: str
     sections: tuple[Section, ...] = ()
-    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # access key -> secret
-    places: Mapping[str, str] = field(default_factory=dict)  # "path in [media]" -> "FILE line 7"
+    secrets: Mapping[str, str] = {}  # access key -> secret
+    places: Mapping[str, str] = {}  # "path in [media]" -> "FILE line 7"
+
+    def __repr__(self) -> str:
+        return f"<Config {self.sections}>"  # without its secrets
 
     def mistake(self, option: str, section: str, sentence: str) -> ConfigError:
         """What is said of an option that turns out to be wrong only when it is used."""
@@ -798,25 +801,22 @@ SINGLE = frozenset(("host", "content-length", "transfer-encoding", "authorizatio
                     "content-type", "x-amz-date", "x-amz-content-sha256"))
 
 
-@dataclass
-class Head:
+class Head(NamedTuple):
     """A request's head. Header values are latin-1 text: encode them to get the bytes back."""
 
     method: str  # upper case as it came
     path: str  # raw, percent-encoded: what the client signed
     query_text: str  # raw, without the "?"
+    pairs: list[tuple[str, str]]  # the query's names and values, decoded, in order
+    query: dict[str, str]  # the same; of a repeated name the first
     headers: dict[str, str]  # lower-case names; repeated fields joined by ","
     host: str  # lower case, with the port if there is one; "" only for HTTP/1.0
     minor: int  # HTTP/1.minor
 
-    def __post_init__(self) -> None:
+    def with_query(self, text: str) -> Head:
         """Raises InvalidURI."""
-        if self.query_text.count("&") >= MAX_PAIRS:
-            raise S3Error("InvalidURI", f"The query has more than {MAX_PAIRS} parameters.")
-        pieces = [p.partition("=") for p in self.query_text.split("&") if p]
-        # the query's names and values, decoded, in order; and of a repeated name the first
-        self.pairs = [(decode_escapes(n, True), decode_escapes(v, True)) for n, _, v in pieces]
-        self.query = dict(reversed(self.pairs))
+        pairs = parse_query(text)
+        return self._replace(query_text=text, pairs=pairs, query=dict(reversed(pairs)))
 
     @property
     def length(self) -> Optional[int]:
@@ -863,7 +863,16 @@ def parse_head(data: bytes) -> Head:
         target, host = absolute_target(line[1], target, host or "")
         headers["host"] = host  # what a signature covers is what counts [RFC 9112 §3.2.2]
     path, _, query = target.partition("?")
-    return Head(line[1], path, query, headers, (host or "").lower(), minor)
+    head = Head(line[1], path, "", [], {}, headers, (host or "").lower(), minor)
+    return head.with_query(query) if query else head
+
+
+def parse_query(text: str) -> list[tuple[str, str]]:
+    """Raises InvalidURI."""
+    if text.count("&") >= MAX_PAIRS:
+        raise S3Error("InvalidURI", f"The query has more than {MAX_PAIRS} parameters.")
+    pieces = [p.partition("=") for p in text.split("&") if p]
+    return [(decode_escapes(n, True), decode_escapes(v, True)) for n, _, v in pieces]
 
 
 def join_fields(name: str, first: str, second: str) -> str:
@@ -1042,13 +1051,11 @@ def check_preconditions(
             unchanged("If-Modified-Since" if not prefix else "if-modified-since")
 
 
-@dataclass
 class FileSpan:
     """Bytes of an open file, to be sent as a body; the descriptor is closed when it is done."""
 
-    fd: int
-    offset: int
-    length: int
+    def __init__(self, fd: int, offset: int, length: int):
+        self.fd, self.offset, self.length = fd, offset, length
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -1056,11 +1063,15 @@ class FileSpan:
             self.fd = -1
 
 
-@dataclass
+Content = Union[bytes, FileSpan, Iterator[bytes]]  # an iterator is sent chunked
+
+
 class Response:
-    status: int
-    headers: dict[str, str] = field(default_factory=dict)
-    body: Union[bytes, FileSpan, Iterator[bytes]] = b""  # an iterator is sent chunked
+    def __init__(
+        self, status: int, headers: Optional[dict[str, str]] = None, body: Content = b""
+    ):
+        self.status, self.body = status, body
+        self.headers = {} if headers is None else headers
 
 
 REASONS = {
@@ -1476,29 +1487,33 @@ class SigningKey:
         return outer.hexdigest()
 
 
-@dataclass(frozen=True)
-class Signed:
+class Signed(NamedTuple):
     """What a verified signature says. Nothing else tells who a client is."""
 
     access_key: str
     payload: str  # hex SHA-256 of the body, UNSIGNED-PAYLOAD or STREAMING-...
     date: str = ""  # 20240501T120000Z
     scope: str = ""  # 20240501/us-east-1/s3/aws4_request
-    signature: str = field(default="", repr=False)  # the first chunk's is chained to it
-    key: Optional[SigningKey] = field(default=None, repr=False)  # of one day and region
+    signature: str = ""  # the first chunk's is chained to it
+    key: Optional[SigningKey] = None  # of one day and region
+
+    def __repr__(self) -> str:
+        return f"<Signed by {self.access_key}>"  # without what others must not see
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """A signature as the client presents it, not yet believed."""
 
     access_key: str
     date: str  # 20240501T120000Z
     scope: str
     names: tuple[str, ...]  # signed headers
-    signature: str = field(repr=False)
+    signature: str
     payload: str = UNSIGNED
     is_query: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Claim of {self.access_key}>"  # without its signature
 
 
 class Keyring(NamedTuple):
@@ -1869,9 +1884,9 @@ def verify_v2(head: Head, keyring: Keyring, bucket: str, now: float) -> Signed:
     check_window(0, int(query["Expires"]), now)
     check_no_token(head)
     # As it came, or in canonical escapes: clients differ in what they leave bare.
-    heads = [head, replace(head, path=canonical_path(head.path))]
+    heads = [head, head._replace(path=canonical_path(head.path))]
     if not bucket and re.fullmatch("/[^/]+", head.path):  # /BUCKET is signed as /BUCKET/
-        heads.append(replace(head, path=head.path + "/"))  # [botocore 1.44: handlers]
+        heads.append(head._replace(path=head.path + "/"))  # [botocore 1.44: handlers]
     text, *others = dict.fromkeys(canonical_v2(h, bucket, query["Expires"]) for h in heads)
     for candidate in (text, *others):
         if same(sign_v2(secret, candidate), query["Signature"]):
@@ -2214,13 +2229,12 @@ STREAMING = {  # x-amz-content-sha256: (chunks are signed, there is a trailer)
 NOT_CHECKSUMS = frozenset(("algorithm", "mode", "type"))  # x-amz-checksum-* that carry no value
 
 
-@dataclass
-class Promise:
+class Promise(NamedTuple):
     """What a head says of its body: everything to be verified."""
 
     sha256: str = ""  # hex; "": unsigned
     md5: Optional[bytes] = None
-    checksums: dict[str, str] = field(default_factory=dict)  # algorithm -> base64 in the head
+    checksums: Mapping[str, str] = {}  # algorithm -> base64 in the head
     trailer: str = ""  # the algorithm whose value comes behind the body
     algorithm: str = ""  # one to compute in any case: the header's or trailer's
     length: Optional[int] = None  # of the decoded body, when it is told
@@ -2228,28 +2242,28 @@ class Promise:
 
 def parse_promise(headers: Mapping[str, str], payload: str) -> Promise:
     """Raises InvalidDigest, InvalidRequest, NotImplemented, MalformedTrailerError, ..."""
-    promise = Promise()
+    sha256, md5 = "", None
     if payload not in STREAMING and payload != UNSIGNED:
         if not re.fullmatch("[0-9a-f]{64}", payload):
             raise S3Error("InvalidRequest", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, one of "
                           f"{', '.join(STREAMING)}, or a valid sha256 value.")
-        promise.sha256 = payload
+        sha256 = payload
     if "content-md5" in headers:
-        promise.md5 = parse_base64(headers["content-md5"], 16)
-        if promise.md5 is None:
+        md5 = parse_base64(headers["content-md5"], 16)
+        if md5 is None:
             raise S3Error("InvalidDigest", ContentMD5=headers["content-md5"])
-    promise.checksums = parse_checksums(headers)
-    promise.trailer = parse_trailer(headers, payload, bool(promise.checksums))
-    if promise.trailer and promise.checksums:
+    checksums = parse_checksums(headers)
+    trailer = parse_trailer(headers, payload, bool(checksums))
+    if trailer and checksums:
         raise S3Error("InvalidRequest", "Expecting a single x-amz-checksum- header or trailer.")
-    promise.algorithm = promise.trailer or next(iter(promise.checksums), "")
+    algorithm = trailer or next(iter(checksums), "")
     asked = headers.get("x-amz-sdk-checksum-algorithm", "").upper()
     if asked and asked not in ALGORITHMS and asked != "MD5":
         raise S3Error("NotImplemented", f"The checksum algorithm {asked} is not done here.")
-    if asked in ALGORITHMS and asked != promise.algorithm:
+    if asked in ALGORITHMS and asked != algorithm:
         raise S3Error("InvalidRequest", "x-amz-sdk-checksum-algorithm specified, but no "
                       "corresponding x-amz-checksum-* or x-amz-trailer headers were found.")
-    return promise
+    return Promise(sha256, md5, checksums, trailer, algorithm)
 
 
 def parse_checksums(headers: Mapping[str, str]) -> dict[str, str]:
@@ -2523,14 +2537,14 @@ def open_body(head: Head, source: Source, signed: Optional[Signed], streams: boo
         promise = parse_promise(headers, payload)
         if streams and head.length is None and not head.is_chunked and head.method != "GET":
             raise S3Error("MissingContentLength")
-        promise.length = None if head.is_chunked else head.length or 0
-        return Body(source, promise)
+        length = None if head.is_chunked else head.length or 0
+        return Body(source, promise._replace(length=length))
     if not streams:
         raise S3Error("InvalidRequest", f"{payload} is only for PutObject and UploadPart.")
     promise = parse_promise(headers, payload)
     decoded = headers.get("x-amz-decoded-content-length")
     if decoded is not None and re.fullmatch("[0-9]{1,18}", decoded):
-        promise.length = int(decoded)
+        promise = promise._replace(length=int(decoded))
     elif decoded is not None or not head.is_chunked:  # AWS asks for it always; a Node stream of
         raise S3Error("MissingContentLength")  # unknown length cannot tell it      [aws-sdk-js-v3]
     is_signed, has_trailer = STREAMING[payload]
@@ -2648,8 +2662,7 @@ def hash_file(fd: int, start: int, size: int) -> str:
     return total.hexdigest()
 
 
-@dataclass
-class Entry:
+class Entry(NamedTuple):
     """What a sidecar says of one generation of a data file."""
 
     size: int
@@ -2658,12 +2671,12 @@ class Entry:
     modified: int  # seconds since 1970: what clients see
     mtime_ns: int = 0  # with size it is the generation: the data file's own st_mtime_ns
     ino: int = 0  # breaks a tie, never required
-    headers: dict[str, str] = field(default_factory=dict)  # content-type, cache-control, ...
-    metadata: dict[str, str] = field(default_factory=dict)  # x-amz-meta-NAME, without the prefix
-    tags: dict[str, str] = field(default_factory=dict)
-    checksums: dict[str, str] = field(default_factory=dict)  # algorithm -> base64
+    headers: Mapping[str, str] = {}  # content-type, cache-control, ...
+    metadata: Mapping[str, str] = {}  # x-amz-meta-NAME, without the prefix
+    tags: Mapping[str, str] = {}
+    checksums: Mapping[str, str] = {}  # algorithm -> base64
     checksum_type: str = ""  # FULL_OBJECT or COMPOSITE, where there are checksums
-    parts: list[str] = field(default_factory=list)  # "SIZE MD5" or "SIZE MD5 CHECKSUM", in order
+    parts: Sequence[str] = []  # "SIZE MD5" or "SIZE MD5 CHECKSUM", in order
     acl: str = ""  # "public-read" or ""
     upload: str = ""  # the multipart upload that made it: a repeated Complete is answered again
     version_id: str = "null"
@@ -2688,8 +2701,7 @@ class Entry:
         return bool(spans) and all(hash_file(fd, start, size) == md5 for start, size, md5 in spans)
 
 
-@dataclass
-class Sidecar:
+class Sidecar(NamedTuple):
     key: str
     current: Entry
     previous: Optional[Entry] = None
@@ -2700,7 +2712,7 @@ class Sidecar:
         return next((e for e in found if e.ino == info.st_ino), found[0] if found else None)
 
 
-ENTRY_TYPES = {name: type(value) for name, value in vars(Entry(0, "", "", 0)).items()}
+ENTRY_TYPES = {name: type(value) for name, value in Entry(0, "", "", 0)._asdict().items()}
 
 
 def parse_entry(value: object) -> Entry:
@@ -2739,8 +2751,8 @@ render_json = json.JSONEncoder(ensure_ascii=False, separators=(",\n  ", ": ")).e
 
 
 def render_sidecar(sidecar: Sidecar) -> bytes:
-    current = render_json(vars(sidecar.current))
-    previous = render_json(sidecar.previous and vars(sidecar.previous))
+    current = render_json(sidecar.current._asdict())
+    previous = render_json(sidecar.previous and sidecar.previous._asdict())
     text = (f'{{\n "v": 1,\n "key": {render_json(sidecar.key)},\n "current": {current},\n'
             f' "previous": {previous}\n}}\n')
     return text.encode("utf-8", "surrogateescape")
@@ -2948,7 +2960,7 @@ class Staged:
         self.disk.stamp(self.fd, self.path, mtime_ns)
         self.disk.sync(self.fd)
         self.info = info = os.fstat(self.fd)
-        return replace(entry, size=info.st_size, mtime_ns=info.st_mtime_ns, ino=info.st_ino)
+        return entry._replace(size=info.st_size, mtime_ns=info.st_mtime_ns, ino=info.st_ino)
 
     def outlast(self, entry: Entry, old: Optional[Entry]) -> Entry:
         """The entry, with a generation of its own: later than the old one's on this disk."""
@@ -2998,8 +3010,7 @@ class Part(NamedTuple):
     algorithm: str = ""  # of the checksum, where the upload itself has none
 
 
-@dataclass
-class Upload:
+class Upload(NamedTuple):
     """A multipart upload that is under way."""
 
     id: str
@@ -4018,10 +4029,11 @@ class Store:
         """What a file is that no entry describes: a version from a backup, or a new one."""
         for entry in (sidecar.current, sidecar.previous) if sidecar else ():
             if entry and entry.size == info.st_size and entry.describes(fd):
-                return replace(entry, mtime_ns=info.st_mtime_ns, ino=info.st_ino)
+                return entry._replace(mtime_ns=info.st_mtime_ns, ino=info.st_ino)
         entry = unread(info, key)
         if info.st_size <= ADOPT_BYTES:
-            entry.etag = entry.md5 = hash_file(fd, 0, info.st_size)
+            md5 = hash_file(fd, 0, info.st_size)
+            entry = entry._replace(etag=md5, md5=md5)
         return entry
 
     # -- locks and folders -----------------------------------------------------------------------
@@ -4214,7 +4226,7 @@ class Store:
         name = f"{now:020}-{secrets.token_hex(4)}"
         with Folder.open(self.room) as room, self._open_or_add(room, "versions") as versions:
             with self._open_or_add(versions, day) as folder:
-                about, path = {"v": 1, "key": key, "entry": vars(old)}, f"{folder.path}/{name}"
+                about, path = {"v": 1, "key": key, "entry": old._asdict()}, f"{folder.path}/{name}"
                 self._write_file(folder, name + ".json", render_note(about))
                 try:
                     self.disk.link(place.folder, place.name, path)
@@ -4296,7 +4308,7 @@ class Store:
         except S3Error:
             return False
         with contextlib.closing(found):
-            known = replace(found.entry, mtime_ns=version.entry.mtime_ns, ino=version.entry.ino)
+            known = found.entry._replace(mtime_ns=version.entry.mtime_ns, ino=version.entry.ino)
             return known == version.entry and is_at(found.fd, version.path)
 
     def bring_back(self, version: Version) -> None:
@@ -4430,7 +4442,7 @@ class Store:
             def describe() -> Entry:
                 whole = joined.whole
                 kind = "FULL_OBJECT" if whole.checksums else ""
-                return replace(old.entry if old else given, size=whole.size, etag=whole.md5,
+                return (old.entry if old else given)._replace(size=whole.size, etag=whole.md5,
                                md5=whole.md5, modified=given.modified, parts=[], upload="",
                                checksums=whole.checksums, checksum_type=kind)
 
@@ -4526,7 +4538,7 @@ class Store:
                     assert old
                     check(old)
                     stamp = self._later(old.mtime_ns)
-                    entry = replace(change(old), mtime_ns=stamp, size=old.size, ino=old.ino)
+                    entry = change(old)._replace(mtime_ns=stamp, size=old.size, ino=old.ino)
                     self._write_sidecar(place, Sidecar(key, entry, old))
                     self.disk.stamp(place.fd, os.path.join(place.folder.path, place.name), stamp)
                     self.disk.sync(place.fd)
@@ -4743,7 +4755,7 @@ class Store:
     def create_upload(self, upload: Upload) -> None:
         with Folder.open(os.path.join(self.room, "uploads")) as uploads:
             with self._add_folder(uploads, upload.id) as folder:
-                value = {**vars(upload), "v": 1, "entry": vars(upload.entry)}
+                value = {**upload._asdict(), "v": 1, "entry": upload.entry._asdict()}
                 self._write_file(folder, "upload.json", render_note(value))
 
     def upload(self, upload_id: str, key: str) -> Upload:
@@ -5082,7 +5094,7 @@ class Inspector:
             return Finding("unhashed", key, f"{entry.size} bytes", False)
         md5, check = hash_file(place.fd, 0, entry.size), if_unchanged(entry, no_check)
         with contextlib.suppress(S3Error):  # replaced or deleted meanwhile: nothing to hash
-            self.store.update(key, lambda old: replace(old, md5=md5, etag=md5), check)
+            self.store.update(key, lambda old: old._replace(md5=md5, etag=md5), check)
         return Finding("unhashed", key, f"MD5 is {md5}", True)
 
 
@@ -5122,8 +5134,7 @@ EVERYTHING = frozenset(("read", "list", "write", "overwrite", "delete", "configu
 Operation = Callable[["Request"], Response]
 
 
-@dataclass
-class Request:
+class Request(NamedTuple):
     """One request, its signature verified and its grants known."""
 
     head: Head
@@ -5137,7 +5148,7 @@ class Request:
     source: Source  # the body's bytes, framing removed
     now: float  # the request's one clock reading
     id: str  # x-amz-request-id
-    troubles: list[str] = field(default_factory=list)  # of ours, for the log of an answer with 200
+    troubles: list[str]  # of ours, for the log of an answer with 200
 
     @property
     def headers(self) -> dict[str, str]:
@@ -5160,7 +5171,7 @@ class Request:
         head = self.head
         if not has_own_checksums:
             kept = {n: v for n, v in head.headers.items() if not n.startswith("x-amz-checksum-")}
-            head = replace(head, headers=kept)
+            head = head._replace(headers=kept)
         return open_body(head, self.source, self.signed, streams=False).read_all()
 
     def integer(self, name: str, default: int, low: int, high: int) -> int:
@@ -5678,7 +5689,7 @@ def part_checksum(req: Request, entry: Entry) -> dict[str, str]:
     if entry.checksum_type == "FULL_OBJECT":
         return checksum_headers(entry) if len(entry.parts) <= 1 else {}
     part = entry.parts[req.part_number() - 1] if entry.parts else ""
-    return checksum_headers(replace(entry, checksums=dict(zip(entry.checksums, part.split()[2:]))))
+    return checksum_headers(entry._replace(checksums=dict(zip(entry.checksums, part.split()[2:]))))
 
 
 def put_object(req: Request) -> Response:
@@ -5699,7 +5710,7 @@ def put_object(req: Request) -> Response:
 def with_body(entry: Entry, body: Body) -> Entry:
     """The entry with what reading the whole body told."""
     kind = "FULL_OBJECT" if body.checksums else ""
-    return replace(entry, size=body.size, etag=body.md5, md5=body.md5,
+    return entry._replace(size=body.size, etag=body.md5, md5=body.md5,
                    checksums=body.checksums, checksum_type=kind)
 
 
@@ -5812,8 +5823,7 @@ def open_copy_source(req: Request) -> Found:
     section = req.buckets.find(bucket)
     grants = req.buckets.grants(bucket, req.access_key)
     is_public = section is not None and key.startswith(section.public or ("\0",))
-    source = replace(
-        req,
+    source = req._replace(
         bucket=bucket,
         key=key,
         store=req.buckets.store(bucket, section),
@@ -5875,8 +5885,7 @@ def copy_once(req: Request) -> Entry:
         entry = found.entry
         if entry.tags and not new_tags:  # they are not public where the object is
             check_reader(req, parse_copy_source(req.headers["x-amz-copy-source"])[0])
-        given = replace(
-            given,
+        given = given._replace(
             headers=given.headers if new_metadata else entry.headers,
             metadata=given.metadata if new_metadata else entry.metadata,
             tags=given.tags if new_tags else entry.tags,
@@ -5905,7 +5914,7 @@ def copy_onto_itself(
         return copy_bytes(req, found, given, asked, check)
 
     def change(old: Entry) -> Entry:
-        return replace(old, headers=given.headers, metadata=given.metadata, tags=given.tags,
+        return old._replace(headers=given.headers, metadata=given.metadata, tags=given.tags,
                        acl=given.acl, modified=given.modified)
 
     return req.store.update(req.key, change, check)
@@ -5948,14 +5957,14 @@ def checksum_elements(entry: Entry) -> Children:
 # -- listings ------------------------------------------------------------------------------------
 
 
-@dataclass
 class Page:
     """A page of a listing: objects, common prefixes, and where the next one starts."""
 
-    objects: list[tuple[str, Entry]] = field(default_factory=list)
-    prefixes: list[str] = field(default_factory=list)
-    last: str = ""  # the last name, when there is more
-    is_truncated: bool = False
+    def __init__(self) -> None:
+        self.objects: list[tuple[str, Entry]] = []
+        self.prefixes: list[str] = []
+        self.last = ""  # the last name, when there is more
+        self.is_truncated = False
 
 
 def list_page(store: Store, prefix: str, delimiter: str, cursor: Cursor, limit: int) -> Page:
@@ -6311,7 +6320,7 @@ def describe_joined(req: Request, upload: Upload, parts: list[Part]) -> Entry:
     check_whole_checksums(req.headers, checksums)
     etags = b"".join([bytes.fromhex(p.md5) for p in parts])
     lines = [f"{p.size} {p.md5} {p.checksum if checksums else ''}".strip() for p in parts]
-    return replace(upload.entry, size=size, etag=f"{hashlib.md5(etags).hexdigest()}-{len(parts)}",
+    return upload.entry._replace(size=size, etag=f"{hashlib.md5(etags).hexdigest()}-{len(parts)}",
                    modified=int(time.time()), checksums=checksums, parts=lines, upload=upload.id,
                    checksum_type=upload.kind if checksums else "")
 
@@ -6586,7 +6595,7 @@ def delete_object_tagging(req: Request) -> Response:
 
 def set_tags(req: Request, tags: dict[str, str], status: int) -> Response:
     check_version(req)
-    req.store.update(req.key, lambda old: replace(old, tags=tags), req.check_overwrite)
+    req.store.update(req.key, lambda old: old._replace(tags=tags), req.check_overwrite)
     return Response(status, {} if status == 204 else {"content-length": "0"})
 
 
@@ -6619,7 +6628,7 @@ def put_object_acl(req: Request) -> Response:
     acl = parse_acl(req, requested_acl(req))
     if acl and "read" not in req.grants:
         raise S3Error("AccessDenied")
-    req.store.update(req.key, lambda old: replace(old, acl=acl), req.check_overwrite)
+    req.store.update(req.key, lambda old: old._replace(acl=acl), req.check_overwrite)
     return Response(200, {"content-length": "0"})
 
 
@@ -6705,14 +6714,14 @@ def post_object(req: Request) -> Response:
     fields = with_filename(fields, filename)
     sizes = check_policy(fields, req.bucket, req.now)
     grants = req.buckets.grants(req.bucket, signed.access_key)
-    req = replace(req, key=form_key(fields["key"]), signed=signed, grants=grants,
-                  head=replace(req.head, headers=form_headers(fields)))
+    req = req._replace(key=form_key(fields["key"]), signed=signed, grants=grants,
+                  head=req.head._replace(headers=form_headers(fields)))
     if "write" not in grants:
         raise S3Error("AccessDenied")
     check_refused_headers(req.headers)
     entry = describe_object(req)
     if "tagging" in fields:
-        entry = replace(entry, tags=parse_tagging(fields["tagging"].encode()))
+        entry = entry._replace(tags=parse_tagging(fields["tagging"].encode()))
     body = Body(form, parse_promise(req.headers, UNSIGNED), sizes.stop - 1)
 
     def describe() -> Entry:
@@ -6882,8 +6891,7 @@ def parse_cors(data: bytes) -> list[dict[str, Any]]:
     return rules
 
 
-@dataclass(frozen=True)
-class CorsRule:
+class CorsRule(NamedTuple):
     """Whose pages may do what with a bucket. [AWS: CORS]"""
 
     origins: tuple[str, ...]
@@ -7138,7 +7146,7 @@ def hoist(head: Head) -> Head:
         p for p in head.query_text.split("&") if p.partition("=")[0].lower() not in moved
     )
     moved = {n: v.encode().decode("latin-1") for n, v in moved.items()}
-    return replace(head, headers={**moved, **head.headers}, query_text=pairs)
+    return head._replace(headers={**moved, **head.headers}).with_query(pairs)
 
 
 def authorize(req: Request, needs: str) -> None:
@@ -7317,7 +7325,7 @@ class App:
                 grants |= {"read"}
         store = self.buckets.store(bucket, section)
         req = Request(head, bucket, key, self.buckets, store, section, signed, grants,
-                      call.source, call.now, call.id)
+                      call.source, call.now, call.id, [])
         authorize(req, needs)
         check_refused_headers(head.headers)
         try:
@@ -7349,17 +7357,15 @@ class App:
         return Response(200, {"content-length": "0"})
 
 
-@dataclass
 class Answer:
     """A response, and what the log is to say of it."""
 
-    response: Response
-    resource: str
-    bucket: str = ""
-    access_key: str = ""
-    code: str = ""  # of the S3 error, if it is one
-    trouble: str = ""  # what went wrong on our side
-    rules: list[CorsRule] = field(default_factory=list)
+    def __init__(self, response: Response, resource: str, code: str = "", trouble: str = ""):
+        self.response, self.resource = response, resource
+        self.bucket = self.access_key = ""
+        self.code = code  # of the S3 error, if it is one
+        self.trouble = trouble  # what went wrong on our side
+        self.rules: list[CorsRule] = []
 
 
 # ==================================================================================================
@@ -8558,10 +8564,10 @@ def with_options(config: Config, options: Any) -> Config:
     """--listen and --data over what the file says. Raises ConfigError."""
     if options.listen:
         try:
-            config = replace(config, listen=parse_listen(options.listen))
+            config = config._replace(listen=parse_listen(options.listen))
         except ValueError as why:
             raise ConfigError(f"--listen: {why}") from None
-    return replace(config, data=os.path.abspath(options.data)) if options.data else config
+    return config._replace(data=os.path.abspath(options.data)) if options.data else config
 
 
 def command_serve(options: Any) -> int:
@@ -8871,7 +8877,7 @@ class Fake:
         listener = open_listener(config.listen[0])
         self.endpoint = url_of(listener, False)
         self.access_key, self.secret_key = "s3mini", "s3mini-secret"
-        self._server = Server(App(replace(config, log="none"), Disk(False)), listener)
+        self._server = Server(App(config._replace(log="none"), Disk(False)), listener)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
 

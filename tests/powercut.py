@@ -25,7 +25,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, Union
 
@@ -460,7 +460,7 @@ def entry_of(data: bytes, name: str, **more: Any) -> s3mini.Entry:
 
 
 def version_of(data: bytes, entry: s3mini.Entry) -> Version:
-    known = vars(replace(entry, mtime_ns=0, ino=0))
+    known = entry._replace(mtime_ns=0, ino=0)._asdict()
     return Version(data, repr(sorted(known.items())))
 
 

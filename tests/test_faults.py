@@ -18,7 +18,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -117,7 +116,7 @@ class FailingDisk(s3mini.Disk):
 Things = dict[str, Optional[Version]]  # key -> what it is; None: nothing
 OLD_VERSION = version_of(OLD, entry_of(OLD, "old"))
 NEW_VERSION = version_of(NEW, entry_of(NEW, "new"))
-UPDATED = replace(entry_of(OLD, "old"), headers={"content-type": "text/x-updated"})
+UPDATED = entry_of(OLD, "old")._replace(headers={"content-type": "text/x-updated"})
 JOINED = entry_of(NEW, "joined", etag="0123-1", parts=["23"], upload=UPLOAD.id)
 
 
@@ -156,12 +155,12 @@ def delete_many(store: s3mini.Store) -> Things:
 
 def update(store: s3mini.Store) -> Things:
     change = {"headers": UPDATED.headers}
-    store.update("x/k", lambda entry: replace(entry, **change), s3mini.no_check)
+    store.update("x/k", lambda entry: entry._replace(**change), s3mini.no_check)
     return {"x/k": version_of(OLD, UPDATED)}
 
 
 def create_upload(store: s3mini.Store) -> Things:
-    store.create_upload(replace(UPLOAD, id="f" * 32))
+    store.create_upload(UPLOAD._replace(id="f" * 32))
     return {}
 
 

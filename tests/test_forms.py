@@ -929,7 +929,7 @@ def test_a_proxy_tells_what_the_place_begins_with(server: Server, told: str, sch
 def test_with_a_certificate_of_its_own_the_place_is_https() -> None:
     config = s3mini.dev_config("127.0.0.1:0", "/nowhere")
     for cert, scheme in (("", "http"), ("/x.pem", "https")):
-        buckets = SimpleNamespace(config=replace(config, tls_cert=cert))
+        buckets = SimpleNamespace(config=config._replace(tls_cert=cert))
         head = SimpleNamespace(host="box:9000")
         asked: Any = SimpleNamespace(buckets=buckets, head=head, headers={})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import os
@@ -366,7 +365,7 @@ def test_a_sidecar_is_indented_text() -> None:
 
 
 def good_sidecar() -> dict[str, Any]:
-    entry = dataclasses.asdict(s3mini.Entry(1, "e", "m", 2))
+    entry = s3mini.Entry(1, "e", "m", 2)._asdict()
     return {"v": 1, "key": "k", "current": entry, "previous": None}
 
 

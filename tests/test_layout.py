@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,7 +163,23 @@ def test_every_route_says_what_it_needs() -> None:
 
 def test_the_file_names_no_secret_in_a_repr() -> None:
     key = s3mini.SigningKey(b"top secret")
-    signed = s3mini.Signed("AKIA", "UNSIGNED-PAYLOAD", signature="5e1f", key=key)
+    config = s3mini.dev_config("127.0.0.1:0", "/nowhere")
+    secrets = {"top secret", "5e1f", *config.secrets.values()}
+    shown = repr([
+        s3mini.Signed("AKIA", "UNSIGNED-PAYLOAD", signature="5e1f", key=key),
+        s3mini.Claim("AKIA", "", "", (), "5e1f"),
+        config,
+        config.sections[0],
+    ])
 
-    assert "5e1f" not in repr(signed)
-    assert "top secret" not in repr(signed)
+    assert len(secrets) > 2
+    assert not [secret for secret in secrets if secret in shown]
+
+
+def test_the_start_imports_nothing_that_it_can_do_without() -> None:
+    code = f"import sys; sys.path.insert(0, {str(Path(s3mini.__file__).parent)!r}); import s3mini"
+    left_out = "argparse", "concurrent.futures", "configparser", "dataclasses", "inspect"
+    code += f"; print(sorted(set(sys.modules) & set({left_out})))"
+    command = [sys.executable, "-I", "-S", "-c", code]
+
+    assert "[]\n" == subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -137,7 +136,7 @@ def update(bench: Bench, record: Record) -> None:
         wanted = entry_of(old, name)
         change = {n: getattr(wanted, n) for n in ("headers", "metadata", "tags")}
         with bench.operation({"x/k": version_of(old, wanted)}) as store:
-            store.update("x/k", lambda entry, c=change: replace(entry, **c), s3mini.no_check)
+            store.update("x/k", lambda entry, c=change: entry._replace(**c), s3mini.no_check)
 
 
 def update_and_put(bench: Bench, record: Record) -> None:
