@@ -2875,12 +2875,15 @@ class Disk:
                 os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
     def copy(self, source: int, offset: int, length: int, fd: int) -> None:
-        """Append bytes of another file, by the kernel where it can. Raises EOFError, OSError."""
+        """Write bytes of another file, by the kernel where it can. Raises EOFError, OSError."""
         while length:
             done = copy_range(source, offset, min(length, GIB), fd)
             if not done:
                 raise EOFError("the source is shorter than it was")
             offset, length = offset + done, length - done
+
+    def truncate(self, fd: int, size: int) -> None:
+        os.ftruncate(fd, size)
 
     def stamp(self, fd: int, path: str, mtime_ns: int) -> None:
         target = fd if os.utime in os.supports_fd else path
@@ -2930,7 +2933,7 @@ class Disk:
 
 
 def copy_range(source: int, offset: int, length: int, fd: int) -> int:
-    """Bytes copied to the end of fd; copy_file_range lets the file system share the blocks."""
+    """Bytes copied to where fd is; copy_file_range lets the file system share the blocks."""
     if hasattr(os, "copy_file_range"):
         try:
             return os.copy_file_range(source, fd, length, offset)
@@ -2948,9 +2951,12 @@ class Staged:
     one, the rename fails, and the commit is tried again.
     """
 
+    info: Optional[os.stat_result] = None  # once it is sealed
+    start = 0  # where its bytes begin in the file
+    suffix = ""  # of the name that a part gets
+
     def __init__(self, disk: Disk, folder: str, locked: bool = True):
         self.disk = disk
-        self.info: Optional[os.stat_result] = None  # once it is sealed
         while True:
             self.path = f"{folder}/{disk.spare_name()}"
             self.fd = disk.create(self.path)
@@ -2967,7 +2973,7 @@ class Staged:
         while data := body.read():
             self.disk.write(self.fd, data)
             if body.size - begun >= WRITE_AHEAD:
-                self.disk.begin_write(self.fd, begun, body.size - begun)
+                self.disk.begin_write(self.fd, self.start + begun, body.size - begun)
                 begun = body.size
 
     def seal(self, entry: Entry, mtime_ns: int) -> Entry:
@@ -3001,6 +3007,31 @@ class Staged:
                 os.unlink(self.path)
 
 
+WHOLE, SLOTS = "whole", "slots"  # in an upload's folder: its parts in place; how large a place is
+
+
+class Slot(Staged):
+    """A part's place in the whole that its upload is to become, claimed by a file of its own."""
+
+    def __init__(self, disk: Disk, fd: int, claim: str, offset: int, size: int):
+        self.disk, self.fd, self.path = disk, fd, claim
+        self.start, self.suffix = offset, f"@{offset}-{size}"
+        os.lseek(fd, offset, os.SEEK_SET)
+
+    def rename(self, folder: Folder, name: str) -> None:
+        """An empty file says that the part is there. The claim stays: nobody else gets the place.
+        """
+        os.close(self.disk.create(f"{folder.path}/{name}"))
+        self.path = ""
+
+
+class Whole(Staged):
+    """The file in which the parts of an upload lie, by a second name: the first stays for them."""
+
+    def __init__(self, disk: Disk, fd: int, path: str):
+        self.disk, self.fd, self.path = disk, fd, path
+
+
 class Found(NamedTuple):
     """An object and its data file, open: the descriptor pins this version."""
 
@@ -3023,6 +3054,7 @@ class Part(NamedTuple):
     size: int
     name: str
     algorithm: str = ""  # of the checksum, where the upload itself has none
+    offset: int = -1  # in the whole; -1 for a file of its own
 
 
 class Upload(NamedTuple):
@@ -3229,6 +3261,20 @@ def locked_file(path: str) -> Iterator[None]:
             return
         finally:
             os.close(fd)
+
+
+PART_NAME = re.compile(  # number, stamp, MD5, checksum, its algorithm, @offset-size in the whole
+    r"([0-9]{5})-([0-9]{20})-([0-9a-f]{32})-([0-9a-f]*)(?:-([0-9a-z]+))?(?:@([0-9]+)-([0-9]+))?")
+
+
+@functools.lru_cache(1)
+def machine() -> str:
+    """What tells this machine, since its last start, from all others; "" where nothing does."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read(36)
+    except OSError:
+        return ""
 
 
 LAST = "\U0010ffff" * (MAX_KEY // 4 + 1)  # behind every key that starts with what it is added to
@@ -3596,7 +3642,7 @@ class Store:
         self.min_free, self.quota, self.keep = min_free, quota, keep
         self.room = os.path.join(root, ROOM)
         self.temp, self._lock_files = f"{self.room}/tmp", f"{self.room}/locks"
-        self._about_file = f"{self.room}/bucket.json"
+        self._uploads, self._about_file = f"{self.room}/uploads", f"{self.room}/bucket.json"
         self._entries: dict[str, Known] = {}
         self._contents = contents or Contents()
         self._names = NamesCache()
@@ -3706,7 +3752,7 @@ class Store:
 
     def _clean_uploads(self, age: float) -> None:
         """Remove upload folders without upload.json: begun or ended, and then killed."""
-        with Folder.open(os.path.join(self.room, "uploads")) as uploads:
+        with Folder.open(self._uploads) as uploads:
             for name in os.listdir(uploads.path):
                 path = os.path.join(uploads.path, name)
                 is_upload = os.path.exists(os.path.join(path, "upload.json"))
@@ -3735,8 +3781,13 @@ class Store:
         """
         todo, seen, total = [self.root], set(), 0
         while todo:
+            path = todo.pop()
             with contextlib.suppress(*GONE, PermissionError):
-                for info in self._files(todo.pop(), todo):
+                if os.path.dirname(path) == self._uploads:
+                    with Folder.open(path) as folder:
+                        total += sum(p.size for p in self._parts(folder))
+                    continue
+                for info in self._files(path, todo):
                     if info.st_nlink <= 1 or info.st_ino not in seen:
                         total += info.st_size
                     if info.st_nlink > 1:
@@ -3744,7 +3795,7 @@ class Store:
         return total
 
     def _files(self, path: str, todo: list[str]) -> Iterator[os.stat_result]:
-        """Every data file, kept version and part in a folder; its folders go to `todo`."""
+        """Every data file and kept version in a folder; its folders go to `todo`."""
         with os.scandir(path) as found:
             for item in found:
                 if item.is_dir(follow_symlinks=False):
@@ -4768,8 +4819,11 @@ class Store:
     # -- multipart uploads -----------------------------------------------------------------------
 
     def create_upload(self, upload: Upload) -> None:
-        with Folder.open(os.path.join(self.room, "uploads")) as uploads:
+        with Folder.open(self._uploads) as uploads:
             with self._add_folder(uploads, upload.id) as folder:
+                if machine() and HAS_FLOCK:
+                    with contextlib.suppress(FileExistsError):
+                        os.close(self.disk.create(f"{folder.path}/{WHOLE}"))
                 value = {**upload._asdict(), "v": 1, "entry": upload.entry._asdict()}
                 self._write_file(folder, "upload.json", render_note(value))
 
@@ -4790,11 +4844,11 @@ class Store:
             return None  # none, or damaged: then its parts cannot become an object any more
 
     def _upload_path(self, upload_id: str) -> str:
-        return os.path.join(self.room, "uploads", upload_id)
+        return f"{self._uploads}/{upload_id}"
 
     def uploads(self) -> list[Upload]:
         """All uploads under way, by key, then by age."""
-        found = [self._read_upload(name) for name in os.listdir(os.path.join(self.room, "uploads"))]
+        found = [self._read_upload(name) for name in os.listdir(self._uploads)]
         return sorted((u for u in found if u), key=lambda u: (u.key, u.initiated, u.id))
 
     @contextlib.contextmanager
@@ -4821,7 +4875,7 @@ class Store:
     def put_part(self, upload: Upload, number: int, body: Body) -> Part:
         """Store a part; one sent again takes the place of the first. Raises as put does."""
         self.check_room(body.length or 0)
-        with self.stage() as staged:
+        with self._slot(upload, number, body.length or 0) or self.stage() as staged:
             staged.fill(body)
             self.disk.sync(staged.fd)
             with self._upload_lock(upload) as folder:
@@ -4830,7 +4884,7 @@ class Store:
                 own = "" if upload.algorithm else body.algorithm
                 checksum = body.checksums.get(own or upload.algorithm, "")
                 coded = base64.b64decode(checksum).hex() + (own and f"-{own.lower()}")
-                name = f"{number:05}-{stamp:020}-{body.md5}-{coded}"
+                name = f"{number:05}-{stamp:020}-{body.md5}-{coded}{staged.suffix}"
                 change = body.size - sum(p.size for p in old)
                 self.check_free(0)
                 self.charge(change)
@@ -4844,22 +4898,72 @@ class Store:
                     self._drop(folder, part.name)
         return Part(number, stamp, body.md5, checksum, body.size, name, own)
 
+    def _slot(self, upload: Upload, number: int, length: int) -> Optional[Slot]:
+        """A part's place in the whole, so that Complete copies nothing; None where it gets none.
+
+        Places are as large as the first part that came: nearly all clients' parts are, but for the
+        last. Each is given once, and only to writers of one machine: a network disk may lose what
+        two write to one file. A shared lock on the whole keeps Complete from taking it.
+        """
+        path = self._upload_path(upload.id)
+        try:
+            size = self._slot_size(path, length if number == 1 or length >= MIN_PART else 0)
+            if not 0 < length <= size:
+                return None
+            fd = self._open_whole(path, exclusive=False)
+            with closed_on_error(fd):
+                claim = f"{path}/slot-{number:05}"
+                os.close(self.disk.create(claim))
+                return Slot(self.disk, fd, claim, (number - 1) * size, length)
+        except (FileNotFoundError, FileExistsError, BlockingIOError):
+            return None
+
+    def _slot_size(self, path: str, wanted: int = 0) -> int:
+        """The size of a place in the whole, `wanted` if nobody has said it; 0 for no places here.
+
+        Raises FileExistsError, FileNotFoundError.
+        """
+        try:
+            with open(f"{path}/{SLOTS}", encoding="ascii") as file:
+                size, _, where = file.read(100).partition(" ")
+                return int(size) if machine() and where == machine() else 0
+        except FileNotFoundError:
+            if not wanted or not HAS_FLOCK or not machine():
+                return 0
+        fd = self.disk.create(f"{path}/{SLOTS}")
+        try:
+            self.disk.write(fd, f"{wanted} {machine()}".encode())
+        finally:
+            os.close(fd)
+        return wanted
+
+    def _open_whole(self, path: str, exclusive: bool) -> int:
+        """Raises BlockingIOError while it is in use, FileNotFoundError once it is an object."""
+        whole = f"{path}/{WHOLE}"
+        fd = os.open(whole, os.O_RDWR | O_NOFOLLOW | O_CLOEXEC)
+        with closed_on_error(fd):
+            fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink != 1 or not is_at(fd, whole):
+                raise FileNotFoundError(errno.ENOENT, "it is an object by now", whole)
+        return fd
+
     def _parts(self, folder: Folder) -> list[Part]:
         """The newest of each number, in order."""
         found = {}
         with folder.scan() as items:
-            for item in sorted(items, key=lambda item: item.name):
-                match = re.fullmatch(
-                    r"([0-9]{5})-([0-9]{20})-([0-9a-f]{32})-([0-9a-f]*)(?:-([0-9a-z]+))?", item.name
-                )
-                if match:
-                    checksum = base64.b64encode(bytes.fromhex(match[4])).decode()
-                    size = item.stat(follow_symlinks=False).st_size
-                    number, own = int(match[1]), (match[5] or "").upper()
-                    found[number] = Part(
-                        number, int(match[2]), match[3], checksum, size, item.name, own
-                    )
+            names = {item.name for item in items}
+        for match in filter(None, map(PART_NAME.fullmatch, sorted(names))):
+            with contextlib.suppress(FileNotFoundError):  # its successor has just come
+                part = self._part(folder, match)
+                if part.offset < 0 or WHOLE in names:
+                    found[part.number] = part
         return list(found.values())
+
+    def _part(self, folder: Folder, match: re.Match[str]) -> Part:
+        size = int(match[7]) if match[7] else folder.stat(match[0]).st_size
+        checksum = base64.b64encode(bytes.fromhex(match[4])).decode()
+        return Part(int(match[1]), int(match[2]), match[3], checksum, size, match[0],
+                    (match[5] or "").upper(), int(match[6] or -1))
 
     def parts(self, upload: Upload) -> list[Part]:
         """Raises NoSuchUpload."""
@@ -4882,10 +4986,8 @@ class Store:
             if not entry:
                 parts = self._parts(folder)
                 chosen = choose(parts)
-                self.check_free(sum(p.size for p in chosen))
-                with self.stage() as staged:
-                    for part in chosen:
-                        self._join(folder, part, staged)
+                with self._whole(folder, parts, chosen) or self.stage() as staged:
+                    self._join(folder, chosen, staged)
                     charged = sum(p.size for p in parts)
                     entry = self.commit(upload.key, staged, describe(chosen), check, charged)
             self._remove_upload(upload, folder)
@@ -4901,13 +5003,46 @@ class Store:
             return entry if entry.upload == upload.id else None
         return None
 
-    def _join(self, folder: Folder, part: Part, staged: Staged) -> None:
-        """Append a part to the staged file, by the kernel: its MD5 was checked when it came."""
-        fd = folder.open_file(part.name)
-        try:
-            self.disk.copy(fd, 0, part.size, staged.fd)
-        finally:
-            os.close(fd)
+    def _whole(
+        self, folder: Folder, parts: list[Part], chosen: list[Part]
+    ) -> Optional[Whole]:
+        """The file in which the chosen parts lie as the object wants them, but for single ones.
+
+        None where they do not, where it has other parts too, or while somebody writes to it. It is
+        linked, not moved: a rename between folders may be there by halves after a power cut.
+        """
+        end, placed = 0, {p.number for p in parts if p.offset >= 0}
+        for part in chosen:
+            if part.offset not in (-1, end):
+                return None
+            placed.discard(part.number)
+            end += part.size
+        if placed or all(p.offset < 0 for p in chosen) or not self._slot_size(folder.path):
+            return None
+        with contextlib.suppress(OSError):  # in use, or no second names here: then all is copied
+            fd = self._open_whole(folder.path, exclusive=True)
+            with closed_on_error(fd):
+                path = f"{self.temp}/{self.disk.spare_name()}"
+                self.disk.link(folder, WHOLE, path)
+                return Whole(self.disk, fd, path)
+        return None
+
+    def _join(self, folder: Folder, parts: list[Part], staged: Staged) -> None:
+        """Copy the parts that are not in place, by the kernel: their MD5s were checked before."""
+        lie_there = isinstance(staged, Whole)
+        self.check_free(sum(p.size for p in parts if not lie_there or p.offset < 0))
+        end = 0
+        for part in parts:
+            if not lie_there or part.offset < 0:
+                fd = folder.open_file(WHOLE if part.offset >= 0 else part.name)
+                try:
+                    os.lseek(staged.fd, end, os.SEEK_SET)
+                    self.disk.copy(fd, max(0, part.offset), part.size, staged.fd)
+                finally:
+                    os.close(fd)
+            end += part.size
+        if os.fstat(staged.fd).st_size > end:  # of a part that was begun and never came
+            self.disk.truncate(staged.fd, end)
 
     def abort_upload(self, upload: Upload) -> None:
         """Raises NoSuchUpload."""
@@ -4929,7 +5064,7 @@ class Store:
         ):
             for name in os.listdir(path):
                 self._drop(folder, name)
-        with Folder.open(os.path.join(self.room, "uploads")) as uploads:
+        with Folder.open(self._uploads) as uploads:
             with contextlib.suppress(OSError):  # a part that is just arriving made it again
                 self.disk.rmdir(uploads, os.path.basename(path))
 

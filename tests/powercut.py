@@ -55,6 +55,7 @@ class Event(NamedTuple):
     source: int = 0  # a rename's: the folder the old name was in
     old_name: str = ""
     data: bytes = b""
+    offset: int = 0  # of a write
     mtime_ns: int = 0
     changes: Mapping[Any, Any] = {}  # a mark's: what the operation is to do, or b"" at its end
 
@@ -146,15 +147,22 @@ class Recorder(s3mini.Disk):
 
     def write(self, fd: int, data: bytes) -> None:
         with self._turn():
+            offset = os.lseek(fd, 0, os.SEEK_CUR)
             super().write(fd, data)
-            self.log.append(Event("write", self._of(fd), data=bytes(data)))
+            self.log.append(Event("write", self._of(fd), data=bytes(data), offset=offset))
 
     def copy(self, source: int, offset: int, length: int, fd: int) -> None:
         with self._turn():
+            place = os.lseek(fd, 0, os.SEEK_CUR)
             super().copy(source, offset, length, fd)
             data = os.pread(source, length, offset)
             assert len(data) == length
-            self.log.append(Event("write", self._of(fd), data=data))
+            self.log.append(Event("write", self._of(fd), data=data, offset=place))
+
+    def truncate(self, fd: int, size: int) -> None:
+        with self._turn():
+            super().truncate(fd, size)
+            self.log.append(Event("truncate", self._of(fd), offset=size))
 
     def stamp(self, fd: int, path: str, mtime_ns: int) -> None:
         with self._turn():
@@ -249,7 +257,9 @@ class Model:
             self.files[event.node] = [File(b"", event.mtime_ns)]
             self._change(event.folder, (event.name, event.node))
         elif event.call == "write":
-            files.append(File(now.data + event.data, now.mtime_ns))
+            files.append(File(overwritten(now.data, event.data, event.offset), now.mtime_ns))
+        elif event.call == "truncate":
+            files.append(File(now.data[: event.offset], now.mtime_ns))
         elif event.call == "stamp":
             files.append(File(now.data, event.mtime_ns))
         elif event.call == "sync":
@@ -273,6 +283,10 @@ class Model:
 
     def _change(self, folder: int, *names: tuple[str, Optional[int]]) -> None:
         self.pending.append(Change(folder, names))
+
+
+def overwritten(old: bytes, data: bytes, offset: int) -> bytes:
+    return old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :]
 
 
 def with_changes(names: Names, changes: Iterable[Change]) -> Names:
@@ -309,6 +323,8 @@ def damages(states: list[File]) -> list[File]:
         middle = (len(sure) + len(last)) // 2
         contents |= {last[:middle], sure + bytes(len(last) - len(sure))}
         contents |= {last[:middle] + bytes(len(last) - middle)}
+        half = len(last) // 2  # of a file that is written in several places
+        contents |= {sure[:half] + last[half:], last[:half] + sure[half:]}
     times = {state.mtime_ns for state in states}
     return [File(data, mtime) for data in sorted(contents) for mtime in sorted(times)]
 
@@ -516,8 +532,10 @@ def read_part(store: s3mini.Store, thing: PartOf) -> Optional[str]:
         return None
     for part in parts:
         if part.number == thing.number:
-            path = Path(store.room) / "uploads" / thing.upload / part.name
-            md5 = hashlib.md5(path.read_bytes()).hexdigest()
+            folder = Path(store.room) / "uploads" / thing.upload
+            data = (folder / (s3mini.WHOLE if part.offset >= 0 else part.name)).read_bytes()
+            start = max(0, part.offset)
+            md5 = hashlib.md5(data[start : start + part.size]).hexdigest()
             assert md5 == part.md5, f"{thing}: the bytes are damaged"
             return md5
     return None

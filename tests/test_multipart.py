@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import threading
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -571,6 +572,183 @@ def test_a_copied_part_obeys_the_conditions_on_its_source(s3: Client) -> None:
     good = send_copy(s3, "k", upload, 1, "source", x_amz_copy_source_if_match=f'"{etag}"')
     assert 200 == good.status
     assert "NoSuchKey" == send_copy(s3, "k", upload, 1, "missing").error
+
+
+# -- parts in place --------------------------------------------------------------------------------
+
+P = 4  # bytes of a part here; MIN_PART is as small
+
+
+class Counting(s3mini.Disk):
+    """Counts the bytes that are copied from file to file."""
+
+    copied = 0
+
+    def copy(self, source: int, offset: int, length: int, fd: int) -> None:
+        super().copy(source, offset, length, fd)
+        self.copied += length
+
+
+class Halting:
+    """A body that stops in the middle until it is told to go on."""
+
+    def __init__(self, data: bytes) -> None:
+        self.pieces = [data[:1], data[1:]]
+        self.has_begun, self.may_end = threading.Event(), threading.Event()
+
+    def read(self, _: int) -> bytes:
+        if len(self.pieces) == 1:
+            self.has_begun.set()
+            assert self.may_end.wait(10)
+        return self.pieces.pop(0) if self.pieces else b""
+
+
+class Joined:
+    """A bucket with a quota and an upload; its parts are named by their letters."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(s3mini, "MIN_PART", P)
+        self.disk = Counting(durable=False)
+        self.store = s3mini.Store(str(root), self.disk, quota=10**6)
+        self.store.create()
+        self.store.count()
+        self.upload = s3mini.Upload("0" * 32, "m", 1_600_000_000, entry_of(b"", "joined"))
+        self.store.create_upload(self.upload)
+        self.folder = root / ".s3mini/uploads" / self.upload.id
+
+    def put(self, number: int, data: bytes) -> None:
+        self.store.put_part(self.upload, number, body_of(data))
+
+    def complete(self, *numbers: int) -> bytes:
+        """The object; its bytes are those of the newest parts, whatever the entry says."""
+        def describe(parts: list[s3mini.Part]) -> s3mini.Entry:
+            return entry_of(b"", "joined")._replace(size=sum(p.size for p in parts), md5="")
+
+        self.store.complete_upload(
+            self.upload, lambda parts: [p for p in parts if p.number in numbers], describe,
+            s3mini.no_check)
+        path = Path(self.store.root, "m")
+        assert 1 == path.stat().st_nlink
+        assert [] == os.listdir(Path(self.store.root, ".s3mini/uploads"))
+        assert [] == os.listdir(Path(self.store.root, ".s3mini/tmp"))
+        with self.store._usage() as fd:
+            assert path.stat().st_size == self.store.held() == s3mini.read_number(fd)
+        return path.read_bytes()
+
+
+@pytest.fixture
+def joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Joined:
+    return Joined(tmp_path / "bucket", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("sent", "numbers", "copied"),
+    [
+        pytest.param("1aaaa 2bbbb 3cc", "123", 0, id="in order"),
+        pytest.param("2bbbb 3cc 1aaaa", "123", 0, id="in any order"),
+        pytest.param("1a", "1", 0, id="a small one alone"),
+        pytest.param("3cc 1aaaa 2bbbb", "123", 2, id="the last, short, came first"),
+        pytest.param("1xxxx 2bbbb 3cccc 1aaaa", "123", 4, id="one came again"),
+        pytest.param("1xxxx 2bbbb 1yyyy 1aaaa", "12", 4, id="one came three times"),
+        pytest.param("1aaaa 2bbbbbb", "12", 6, id="the last is too large"),
+        pytest.param("1aaaa 2bb 3cccc", "123", 10, id="a short one in the middle"),
+        pytest.param("2xxxxxx 1aaaa 2bbbb", "12", 4, id="the first to come was another size"),
+        pytest.param("1aaaa 2bbbb 3cccc", "12", 8, id="the last is left out"),
+        pytest.param("1aaaa 2bbbb 3cccc", "23", 8, id="the first is left out"),
+        pytest.param("1aaaa 3cccc", "13", 8, id="a gap"),
+    ],
+)  # fmt: skip
+def test_only_parts_that_are_not_in_place_are_copied(
+    joined: Joined, sent: str, numbers: str, copied: int
+) -> None:
+    letters = {}
+    for word in sent.split():
+        joined.put(int(word[0]), word[1:].encode())
+        letters[word[0]] = word[1:]
+
+    assert joined.complete(*map(int, numbers)) == "".join(letters[n] for n in numbers).encode()
+    assert copied == joined.disk.copied
+
+
+def test_a_part_that_comes_while_the_object_is_made_does_not_get_into_it(joined: Joined) -> None:
+    """It had its place already. Then nothing else may be done with that file."""
+    joined.put(1, b"aaaa")
+    joined.put(2, b"bbbb")
+    late = Halting(b"xxxx")
+    with ThreadPoolExecutor(1) as pool:
+        body = s3mini.Body(late, s3mini.Promise(length=4))
+        answer = pool.submit(joined.store.put_part, joined.upload, 3, body)
+        assert late.has_begun.wait(10)
+        made = joined.complete(1, 2)
+        late.may_end.set()
+
+        assert "NoSuchUpload" == getattr(answer.exception(), "code", "")
+    assert b"aaaabbbb" == made == Path(joined.store.root, "m").read_bytes()
+    assert 8 == joined.disk.copied
+
+
+def test_a_part_that_broke_off_leaves_its_place_to_the_next(joined: Joined) -> None:
+    joined.put(1, b"aaaa")
+    for number in (2, 7):
+        body = s3mini.Body(io.BytesIO(b"xxx"), s3mini.Promise(length=4))
+        with pytest.raises(s3mini.S3Error, match="length"):
+            joined.store.put_part(joined.upload, number, body)
+    assert 6 * P < (joined.folder / s3mini.WHOLE).stat().st_size
+    assert [1] == [part.number for part in joined.store.parts(joined.upload)]
+    joined.put(2, b"bbbb")
+
+    assert b"aaaabbbb" == joined.complete(1, 2)
+    assert 0 == joined.disk.copied
+
+
+def test_a_place_that_a_dead_writer_had_is_not_given_again(joined: Joined) -> None:
+    joined.put(1, b"aaaa")
+    (joined.folder / "slot-00002").touch()
+    joined.put(2, b"bbbb")
+
+    assert b"aaaabbbb" == joined.complete(1, 2)
+    assert 4 == joined.disk.copied
+
+
+def test_two_machines_do_not_write_to_one_file(
+    joined: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined.put(1, b"aaaa")
+    monkeypatch.setattr(s3mini, "machine", lambda: "another one")
+    joined.put(2, b"bbbb")
+
+    assert b"aaaabbbb" == joined.complete(1, 2)
+    assert 8 == joined.disk.copied
+
+
+@pytest.mark.parametrize("why", ["an older upload", "no such machine", "no second names"])
+def test_where_there_are_no_places_parts_have_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError
+
+    if why == "no such machine":
+        monkeypatch.setattr(s3mini, "machine", lambda: "")
+    joined = Joined(tmp_path / "bucket", monkeypatch)
+    if why == "an older upload":
+        (joined.folder / s3mini.WHOLE).unlink()
+    if why == "no second names":
+        monkeypatch.setattr(joined.disk, "link", refuse)
+    joined.put(2, b"bbbb")
+    joined.put(1, b"aaaa")
+
+    assert b"aaaabbbb" == joined.complete(1, 2)
+    assert 8 == joined.disk.copied
+
+
+def test_a_place_far_behind_counts_for_what_is_in_it(joined: Joined) -> None:
+    joined.put(1000, b"aaaa")
+
+    assert 999 * P < (joined.folder / s3mini.WHOLE).stat().st_size
+    assert P == joined.store.held()
+    joined.store.abort_upload(joined.upload)
+    assert 0 == joined.store.held()
 
 
 # -- checksums -------------------------------------------------------------------------------------

@@ -158,8 +158,22 @@ def copy(bench: Bench, record: Record) -> None:
 
 
 def multipart(bench: Bench, record: Record) -> None:
-    """Create, two parts, one of them sent twice, Complete over an object that is there."""
-    pieces = [b"the first part ", b"and the second"]
+    """Create, two parts, one of them sent again with another size: all is copied."""
+    upload_of(bench, record, [b"the first part ", b"and the second"], b"sent again later")
+
+
+def multipart_in_place(bench: Bench, record: Record) -> None:
+    """The object is the file into which the parts were written."""
+    upload_of(bench, record, [b"the first part, ", b"and the second"])
+
+
+def multipart_half_in_place(bench: Bench, record: Record) -> None:
+    """A part that was sent twice is copied to its place."""
+    upload_of(bench, record, [b"the first part, ", b"and the second"], b"sent again later")
+
+
+def upload_of(bench: Bench, record: Record, pieces: list[bytes], before: bytes = b"") -> None:
+    """Create, parts, Complete over an object that is there. `before`: the first part's first."""
     data = b"".join(pieces)
     lines = [f"{len(piece)} {hashlib.md5(piece).hexdigest()}" for piece in pieces]
     final = entry_of(data, "joined", etag="0123-2", parts=lines, upload=UPLOAD)
@@ -169,7 +183,8 @@ def multipart(bench: Bench, record: Record) -> None:
     upload = s3mini.Upload(UPLOAD, "x/k", 1_600_000_000, entry_of(b"", "joined"))
     with bench.operation(dict.fromkeys(things)) as store:
         store.create_upload(upload)
-    for number, piece in ((1, b"sent again later"), (2, pieces[1]), (1, pieces[0])):
+    first = [(1, before), (2, pieces[1]), (1, pieces[0])]
+    for number, piece in first if before else enumerate(pieces, 1):
         md5 = hashlib.md5(piece).hexdigest()
         with bench.operation({things[number - 1]: md5}) as store:
             body = body_of(piece)
@@ -255,11 +270,24 @@ def odd_names(bench: Bench, record: Record) -> None:
 SCENARIOS: list[Scenario] = [
     put_new, put_in_new_folders, put_over, put_over_same_size, put_over_twice, put_refused,
     put_by_hand, delete, delete_and_put_again, delete_many, update, update_and_put, copy, multipart,
-    abort, kept, brought_back, put_by_hand_and_counted, step_aside, step_aside_and_go_on, odd_names,
+    multipart_in_place, multipart_half_in_place, abort, kept, brought_back,
+    put_by_hand_and_counted, step_aside, step_aside_and_go_on, odd_names,
 ]  # fmt: skip
 
 
 BY_HAND = (put_by_hand, put_by_hand_and_counted)
+
+
+def test_parts_lie_in_place(bench: Bench) -> None:
+    """What the scenarios above rest on: the object is the file the parts were written to."""
+    for scenario, copied in ((multipart_in_place, 0), (multipart_half_in_place, 1), (multipart, 2)):
+        scenario(bench, bench.record)
+        log = bench.recorder.log
+        made = [e.node for e in log if e.call == "create" and e.name == s3mini.WHOLE]
+        linked = [e.node for e in log if e.call == "link"]
+        assert linked == (made if copied < 2 else [])
+        bench.delete("x/k")
+        del bench.things["x/k"]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -443,6 +471,11 @@ def after_mkdir(log: list[Event], event: Event) -> bool:
     return event.call == "sync_folder" and last_change(log).call == "mkdir"
 
 
+def after_part(log: list[Event], event: Event) -> bool:
+    change = last_change(log)
+    return event.call == "sync_folder" and change.call == "create" and "@" in change.name
+
+
 def after_unlink(log: list[Event], event: Event) -> bool:
     return event.call == "sync_folder" and last_change(log).call == "unlink"
 
@@ -455,10 +488,12 @@ def after_unlink(log: list[Event], event: Event) -> bool:
         (of_data, put_over_same_size),
         (of_data, copy),
         (of_data, multipart),
+        (of_data, multipart_half_in_place),
         (of_sidecar, put_over),
         (of_sidecar, update),
         (of_sidecar, step_aside),
         (of_sidecar, multipart),
+        (of_sidecar, multipart_in_place),
         (after_sidecar, put_new),
         (after_sidecar, put_over),
         (after_sidecar, put_over_same_size),
@@ -468,6 +503,7 @@ def after_unlink(log: list[Event], event: Event) -> bool:
         (after_data, put_over_twice),
         (after_data, multipart),
         (after_data, step_aside),
+        (after_part, multipart_in_place),
         (after_mkdir, put_in_new_folders),
         (after_mkdir, multipart),
         (after_mkdir, step_aside),
