@@ -629,7 +629,7 @@ def test_only_bytes_that_rest_are_kept_in_memory(tmp_path: Path) -> None:
 
 
 def test_the_memory_for_contents_is_bounded(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(s3mini, "CACHED_CONTENTS", 10)
+    monkeypatch.setattr(s3mini, "CACHED_CONTENTS", 10 + 2 * s3mini.CONTENT_COST)
     contents, paths = s3mini.Contents(), [tmp_path / str(number) for number in range(4)]
     for path in paths:
         path.write_bytes(b"four")
@@ -639,6 +639,18 @@ def test_the_memory_for_contents_is_bounded(tmp_path: Path, monkeypatch: Any) ->
         contents.add(path.stat(), b"four")
 
     assert [None, None, b"four", b"four"] == [contents.get(path.stat()) for path in paths]
+
+
+def test_entries_in_memory_share_what_is_the_same() -> None:
+    texts = ["5e1f", "5e1" + "f"[:1]]
+    headers = [{"content-type": "text/" + kind} for kind in ("plain", "plain", "html")]
+    entries = [s3mini.Entry(1, texts[0], str(texts[1]), 2, headers=h, tags={}) for h in headers]
+    one, two, other = [entry.compact() for entry in entries]
+
+    assert entries == [one, two, other]
+    assert one.headers is two.headers is not other.headers
+    assert one.md5 is one.etag
+    assert one.tags is s3mini.NONE
 
 
 @pytest.mark.parametrize("key", ["k", "a/k", "a/b/k"])
