@@ -114,6 +114,7 @@ HEAD_SECONDS = 15  # for a whole head, once its first byte is here             [
 IDLE_SECONDS = 75  # for the next request on a kept connection                 [nginx's default]
 LINGER_SECONDS = 0.5  # a thread waits for it, before it gives the connection back  [ours]
 AHEAD_SECONDS = 0.001  # a worker with more connections leaves a new one to others  [ours]
+ACCEPTS_IN_ROW = 16  # connections, before others have their turn               [ours]
 QUICK_IN_ROW = 8  # quick requests a thread answers before it does              [ours]
 BODY_SECONDS = 30  # for the next bytes of a body, in or out                   [ours]
 MIN_RATE = KIB  # bytes a second, in all, of a body that takes longer             [ours]
@@ -8114,8 +8115,8 @@ LOGS: dict[str, Optional[Callable[[Mapping[str, object]], None]]] = {
 class Loads:
     """How many connections each worker has, in memory that all of them see.
 
-    Who has more than another leaves a new connection to it for AHEAD_SECONDS. Without that one
-    worker now and then took all 16 that came at once: 9,000 GETs a second instead of 14,700.
+    Who has more than another, by a quarter, leaves new ones to it for AHEAD_SECONDS. Without that
+    one worker now and then took all 16 that came at once: 9,000 GETs a second instead of 14,700.
     """
 
     def __init__(self, count: int = 1):
@@ -8130,7 +8131,8 @@ class Loads:
 
     @property
     def is_ahead(self) -> bool:
-        return self._counts[self.slot] > min(self._counts)
+        least = min(self._counts)
+        return self._counts[self.slot] > least + least // 4
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -8173,7 +8175,7 @@ class Server(http.server.ThreadingHTTPServer):
     def run(self) -> None:
         """The front: until stop() is called; then let the requests in flight finish."""
         register = functools.partial(self._selector.register, events=selectors.EVENT_READ)
-        register(self.socket, data=self.accept_one)
+        register(self.socket, data=self.accept_some)
         register(self._wake_out, data=self.take_back)
         if self.life:
             register(self.life, data=self.stop)
@@ -8198,9 +8200,9 @@ class Server(http.server.ThreadingHTTPServer):
 
     # -- the front -------------------------------------------------------------------------------
 
-    def accept_one(self) -> None:
-        """Somebody wants to connect: whoever has the fewest connections is to have one more."""
-        if self.loads and self.loads.is_ahead:
+    def accept_some(self) -> None:
+        """Somebody wants to connect: whoever has the fewest connections is to have more."""
+        if self.is_ahead:
             self._selector.unregister(self.socket)
             self._accepts_at = time.monotonic() + AHEAD_SECONDS
         else:
@@ -8208,21 +8210,35 @@ class Server(http.server.ThreadingHTTPServer):
 
     def accept_anyway(self) -> None:
         """Others had their time."""
-        self._selector.modify(self.socket, selectors.EVENT_READ, self.accept_one)
+        self._selector.modify(self.socket, selectors.EVENT_READ, self.accept_some)
         self.accept_now()
 
     def accept_now(self) -> None:
-        """Accept one, so that another worker has the next where several wait."""
-        try:
-            sock, address = self.get_request()
-        except (BlockingIOError, ConnectionError, InterruptedError):
-            return  # another worker was faster
-        except OSError as why:
-            if why.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                raise
-            if not self.close_idle():  # no descriptor is left
-                time.sleep(0.05)  # those in use come back
-            return
+        """Accept one, and more while this worker is not ahead: the rest is for the others.
+
+        Were it one in each round, the last of 128 would wait a quarter of a second.
+        """
+        for _ in range(ACCEPTS_IN_ROW):
+            try:
+                self.accept()
+            except (BlockingIOError, ConnectionError, InterruptedError):
+                return  # another worker was faster, or there are no more
+            except OSError as why:
+                if why.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                if not self.close_idle():  # no descriptor is left
+                    time.sleep(0.05)  # those in use come back
+                return
+            if self.is_ahead:
+                return
+
+    @property
+    def is_ahead(self) -> bool:
+        return self.loads is not None and self.loads.is_ahead
+
+    def accept(self) -> None:
+        """Raises OSError when none waits, or no descriptor is left."""
+        sock, address = self.get_request()
         sock.setblocking(True)
         if len(self.connections) >= self.app.config.max_connections and not self.close_idle():
             self.turn_away(sock)

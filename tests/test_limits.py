@@ -534,6 +534,29 @@ def test_connections_that_come_at_once_are_shared_by_the_workers(serve: Serve) -
     assert 7 <= best
 
 
+@pytest.mark.parametrize(("others", "accepted"), [(None, 16), (0, 1), (8, 11)])
+def test_a_burst_is_accepted_at_once_as_far_as_it_is_ours(
+    tmp_path: Path, others: Optional[int], accepted: int
+) -> None:
+    """One in each turn would make the last of 128 wait for as many turns of the others."""
+    listener = s3mini.open_listener("127.0.0.1:0")
+    app = s3mini.App(s3mini.dev_config("127.0.0.1:0", str(tmp_path)), s3mini.Disk(False))
+    server = s3mini.Server(app, listener)
+    if others is not None:
+        server.loads = s3mini.Loads(2)
+        server.loads.servers = [server]
+        server.loads._counts[1] = others
+    with contextlib.ExitStack() as stack, contextlib.closing(listener):
+        for _ in range(20):
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+        server.accept_now()
+
+        assert accepted == len(server.connections)
+        for connection in list(server.connections):
+            server.close(connection)
+    server.server_close()
+
+
 def test_free_space_is_kept(serve: Serve) -> None:
     server = serve(INI)
     client = server.client(bucket="media")
