@@ -144,7 +144,7 @@ MTIME_TICK = 0.05  # seconds within which a folder's mtime may miss a change    
 FEW_NAMES = 64  # a folder with fewer is read anew for each page               [ours]
 CACHED_NAMES = 64 * MIB  # of names kept for each bucket                       [ours]
 CACHED_ENTRIES = 4096  # sidecars kept in memory                               [ours]
-CACHED_CONTENTS = 4 * MIB  # of small objects kept in memory                   [ours]
+CACHED_CONTENTS = 2 * MIB  # of small objects kept in memory                   [ours]
 CONTENT_COST = 320  # bytes that each of them takes besides its own             [measured]
 
 # ==================================================================================================
@@ -2308,7 +2308,7 @@ def hash_threads() -> Any:
     """Threads that hash while others receive and write; hashlib works without Python's lock."""
     from concurrent.futures import ThreadPoolExecutor
 
-    return ThreadPoolExecutor(32, "hash")
+    return ThreadPoolExecutor(os.cpu_count(), "hash")
 
 
 class Md5Behind:
@@ -2665,6 +2665,7 @@ def hash_file(fd: int, start: int, size: int) -> str:
     return total.hexdigest()
 
 
+Way = tuple[tuple[str, int, int], ...]  # (path, device, inode) of folders, one in the other
 NONE: Mapping[str, str] = {}
 NO_PARTS: Sequence[str] = []
 
@@ -2673,6 +2674,12 @@ NO_PARTS: Sequence[str] = []
 def shared(items: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
     """One mapping for all that are the same."""
     return dict(items)
+
+
+@functools.lru_cache(1024)
+def one(way: Way) -> Way:
+    """The same object for all folders' ways that are equal: 0.3 KiB a folder less in each entry."""
+    return way
 
 
 class Entry(NamedTuple):
@@ -3557,7 +3564,7 @@ class Known(NamedTuple):
     """
 
     path: str
-    folders: tuple[tuple[str, int, int], ...]  # (path, device, inode) of those below the bucket's
+    folders: Way  # those below the bucket's
     dev: int
     ino: int  # the entry's own may be another: a restore changes it
     entry: Entry
@@ -3992,9 +3999,7 @@ class Store:
         entry = sidecar.fitting(info) if sidecar else None
         if sidecar and self._is_of_another(sidecar, key):
             raise S3Error("NoSuchKey", Key=key)
-        if entry:
-            self._remember(key, place, info, entry)
-        return entry
+        return self._remember(key, place, info, entry) if entry else None
 
     def _is_of_another(self, sidecar: Sidecar, key: str) -> bool:
         """Whether a disk that takes two names for one has given us another key's file.
@@ -4017,22 +4022,23 @@ class Store:
             return True
         return False
 
-    def _remember(self, key: str, place: Place, info: os.stat_result, entry: Entry) -> None:
-        """Keep an entry in memory.
+    def _remember(self, key: str, place: Place, info: os.stat_result, entry: Entry) -> Entry:
+        """Keep an entry in memory; gives the compact one.
 
         Not where the disk counts whole seconds: there an inode used again could look the same.
         """
-        folders = self._folders_to(place.folder.path)
+        folders, entry = self._folders_to(place.folder.path), entry.compact()
         if info.st_mtime_ns % 1_000_000_000 == 0 or len(entry.parts) > 100 or folders is None:
-            return
-        known = Known(f"{place.folder.path}/{place.name}", folders, info.st_dev, info.st_ino,
-                      entry.compact())
+            return entry
+        path = f"{place.folder.path}/{place.name}"
+        known = Known(path, folders, info.st_dev, info.st_ino, entry)
         while len(self._entries) >= CACHED_ENTRIES:
             with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # another thread's
                 del self._entries[next(iter(self._entries))]
         self._entries[key] = known
+        return entry
 
-    def _folders_to(self, path: str) -> Optional[tuple[tuple[str, int, int], ...]]:
+    def _folders_to(self, path: str) -> Optional[Way]:
         """What Known keeps of the folders down to this one; None when one is not there, or a link.
         """
         found: list[tuple[str, int, int]] = []
@@ -4043,7 +4049,7 @@ class Store:
                     return None
                 found.append((path, info.st_dev, info.st_ino))
                 path = os.path.dirname(path)
-            return tuple(found)
+            return one(tuple(found))
         return None
 
     def read_sidecar(self, place: Place) -> Optional[Sidecar]:
