@@ -257,9 +257,12 @@ class S3Error(Exception):
         super().__init__(message or default)
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk says, or a full quota of its own
+
+
 def error_of_disk(why: OSError) -> S3Error:
     """What a client is told of an OSError; the log has the rest."""
-    if why.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if why.errno in (*FULL, errno.EFBIG):
         return S3Error("InsufficientStorage")
     if why.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         return S3Error("ServiceUnavailable")
@@ -3266,6 +3269,16 @@ def closed_on_error(fd: int, folder: Optional[Folder] = None) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def unless_full() -> Iterator[None]:
+    """For what a full disk may leave undone, so that DELETE works there. Raises other OSErrors."""
+    try:
+        yield
+    except OSError as why:
+        if why.errno not in FULL:
+            raise
+
+
 def is_at(fd: int, path: str) -> bool:
     """Whether the open file is the one of that name."""
     try:
@@ -4332,7 +4345,7 @@ class Store:
             try:
                 return self._keep_version(place, key, old)
             except OSError as why:
-                if why.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if why.errno not in FULL:
                     raise
                 oldest = next(self.versions(), None)
                 if not oldest:
@@ -4493,7 +4506,7 @@ class Store:
                 raise S3Error("InvalidRequest", f"This disk cannot hold it beside {sidecar.key}.")
             if not entry:
                 entry = self._identify(place.fd, info, key, sidecar)
-                with contextlib.suppress(OSError):  # else the quota gives back what it never had
+                with unless_full():  # else the quota gives back what it never had
                     if self.quota:
                         self._take_in(place, info, Sidecar(key, entry), sidecar)
             return place._replace(fd=-1), entry

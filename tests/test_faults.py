@@ -282,6 +282,30 @@ def test_while_fsync_fails_nothing_is_acknowledged(
     check_after(store, room.old, new, done is not None)
 
 
+@pytest.mark.parametrize("operation", ["put", "delete"])
+@pytest.mark.parametrize(("call", "error"), [("write", errno.ENOSPC), ("sync", errno.EIO)])
+def test_what_was_put_there_by_hand_is_counted_before_it_goes(
+    room: Room, operation: str, call: str, error: int
+) -> None:
+    """Unless the disk is full: a DELETE works there too. Any other error of it is told."""
+    disk = FailingDisk(call, 1 if operation == "delete" else 2, error)
+    store = room.fresh(disk)
+    store.quota = 10**6
+    store.count()
+    path = Path(store.root, "by-hand")
+    path.write_bytes(OLD)
+    if operation == "put":
+        _, why = attempt(store, lambda store: {"": put(store, "by-hand", NEW, "new")})
+    else:
+        _, why = attempt(store, lambda store: {"": store.delete("by-hand", s3mini.no_check)})
+
+    assert disk.failed
+    assert bool(why) == (error == errno.EIO)
+    assert path.exists() == (operation == "put" or error == errno.EIO)
+    if path.exists():
+        assert path.read_bytes() == (OLD if why else NEW)
+
+
 @pytest.mark.parametrize("call", ["create", "write", "sync", "rename"])
 def test_a_put_that_fails_before_its_commit_changes_nothing_at_all(room: Room, call: str) -> None:
     """Nothing but the sidecar, which still describes the old content first of all."""
