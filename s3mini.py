@@ -4936,8 +4936,8 @@ class Store:
         """A part's place in the whole, so that Complete copies nothing; None where it gets none.
 
         Places are as large as the first part that came: nearly all clients' parts are, but for the
-        last. Each is given once, and only to writers of one machine: a network disk may lose what
-        two write to one file. A shared lock on the whole keeps Complete from taking it.
+        last. Each is given once, and only to writers of one machine and mount: a network disk may
+        lose what two write to one file. A shared lock on the whole keeps Complete from taking it.
         """
         path = self._upload_path(upload.id)
         try:
@@ -4957,16 +4957,19 @@ class Store:
 
         Raises FileExistsError, FileNotFoundError.
         """
+        if not HAS_FLOCK or not machine():
+            return 0
+        here = f"{machine()} {os.stat(path).st_dev}"
         try:
             with open(f"{path}/{SLOTS}", encoding="ascii") as file:
                 size, _, where = file.read(100).partition(" ")
-                return int(size) if machine() and where == machine() else 0
+                return int(size) if where == here else 0
         except FileNotFoundError:
-            if not wanted or not HAS_FLOCK or not machine():
+            if not wanted:
                 return 0
         fd = self.disk.create(f"{path}/{SLOTS}")
         try:
-            self.disk.write(fd, f"{wanted} {machine()}".encode())
+            self.disk.write(fd, f"{wanted} {here}".encode())
         finally:
             os.close(fd)
         return wanted

@@ -710,11 +710,17 @@ def test_a_place_that_a_dead_writer_had_is_not_given_again(joined: Joined) -> No
     assert 4 == joined.disk.copied
 
 
+@pytest.mark.parametrize("what", ["machine", "mount"])
 def test_two_machines_do_not_write_to_one_file(
-    joined: Joined, monkeypatch: pytest.MonkeyPatch
+    joined: Joined, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
+    """Nor two mounts of one network disk: each would write down what it knows of the file."""
     joined.put(1, b"aaaa")
-    monkeypatch.setattr(s3mini, "machine", lambda: "another one")
+    if what == "machine":
+        monkeypatch.setattr(s3mini, "machine", lambda: "another one")
+    else:
+        slots = joined.folder / s3mini.SLOTS
+        slots.write_text(slots.read_text() + "1")
     joined.put(2, b"bbbb")
 
     assert b"aaaabbbb" == joined.complete(1, 2)
