@@ -1545,7 +1545,8 @@ class Bench:
         for work in works:
             by_stage.setdefault(work.stage, []).append(work)
         for stage, members in by_stage.items():
-            with tempfile.TemporaryDirectory(prefix="data-", dir=self.data) as name:
+            os.makedirs(self.data, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="data-", dir=self.data) as name:
                 self.run_stage(stage, members, Path(name))
 
     def run_stage(self, stage: Stage, works: list, folder: Path) -> None:
