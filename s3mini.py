@@ -102,9 +102,7 @@ MAX_TAGS = 10  # tags of an object; 50 of a bucket                             [
 PIECE = 256 * KIB  # bytes, one read of a body or a file                       [measured]
 WRITE_AHEAD = 2 * MIB  # bytes of a body, then the disk begins to write them   [measured]
 SMALL = 64 * KIB  # bytes, a body sent in one write with its head              [measured]
-MIN_CHUNK = (
-    8 * KIB
-)  # bytes, every aws-chunked chunk but the last             [AWS: sigv4-streaming]
+MIN_CHUNK = 8 * KIB  # bytes, every aws-chunked chunk but the last       [AWS: sigv4-streaming]
 MAX_LINE = 4 * KIB  # bytes, a chunk's head or a trailer line                  [ours]
 
 CLOCK_SKEW = 15 * 60  # seconds between the client's clock and ours            [AWS: SigV4]
@@ -121,9 +119,7 @@ MIN_RATE = KIB  # bytes a second, in all, of a body that takes longer           
 DRAIN_BYTES = 16 * MIB  # of an unread body read before closing                [ours]
 DRAIN_SECONDS = 3  # in all, for the same                                      [ours]
 STOP_SECONDS = 30  # for requests in flight after SIGTERM                      [ours]
-PATIENCE_SECONDS = (
-    5  # a slow answer starts with white space after this        [ours; AWS: Complete]
-)
+PATIENCE_SECONDS = 5  # a slow answer starts with white space after this  [ours; AWS: Complete]
 TIDY_SECONDS = 3600  # between looks for uploads that nobody finished              [ours]
 TRIM_SECONDS = 2  # after the start, behind the first answers                   [ours]
 BACKLOG = 1024  # connections the kernel may hold for us                       [ours]
@@ -3995,8 +3991,7 @@ class Store:
         raise S3Error("NoSuchKey", Key=key)
 
     def folder(self, names: Union[list[str], tuple[str, ...]]) -> Folder:
-        """The open folder of these names."""
-        """Raises FileNotFoundError, NotADirectoryError."""
+        """The open folder of these names. Raises FileNotFoundError, NotADirectoryError."""
         folder = Folder.open(self.root)
         for name in names:
             with folder:

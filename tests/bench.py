@@ -1545,8 +1545,7 @@ class Bench:
         for work in works:
             by_stage.setdefault(work.stage, []).append(work)
         for stage, members in by_stage.items():
-            os.makedirs(self.data, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="data-", dir=self.data) as name:
+            with tempfile.TemporaryDirectory(prefix="data-", dir=self.data) as name:
                 self.run_stage(stage, members, Path(name))
 
     def run_stage(self, stage: Stage, works: list, folder: Path) -> None:
@@ -1817,6 +1816,7 @@ def main(argv: Optional[list] = None) -> int:
     if not shutil.which("wrk"):
         return without_wrk(options)
     make_cache()
+    os.makedirs(options.data, exist_ok=True)
     more_open_files()
     kinds = [S3mini, S3miniNone, *[PEERS[name] for name in options.peers],
              *[LIMITS[name] for name in options.limits]]
