@@ -2921,6 +2921,9 @@ class Disk:
             if sys.platform == "darwin":  # fsync stops at the drive's cache there
                 fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
 
+    def keeps_order(self, path: str) -> bool:
+        return keeps_order(path)
+
     def sync_folder(self, folder: Folder) -> None:
         if self.durable and folder.fd is not None:
             os.fsync(folder.fd)
@@ -2955,6 +2958,22 @@ class Disk:
 
     def rmdir(self, folder: Folder, name: str) -> None:
         os.rmdir(folder.at(name), dir_fd=folder.fd)
+
+
+def keeps_order(path: str) -> bool:
+    """Whether the file system of a folder writes changes of names in the order they are made.
+
+    xfs does, and ext4 with a journal: both write one log. Of all others nothing is assumed.
+    """
+    with contextlib.suppress(OSError, AttributeError, IndexError):
+        device = os.stat(path).st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            kinds = {line.partition(" - ")[2].split()[0] for line in file
+                     if line.split()[2] == number}
+        name = os.path.basename(os.path.realpath(f"/sys/dev/block/{number}"))
+        return kinds == {"xfs"} or kinds == {"ext4"} and os.path.isdir(f"/proc/fs/jbd2/{name}-8")
+    return False
 
 
 def copy_range(source: int, offset: int, length: int, fd: int) -> int:
@@ -3679,6 +3698,7 @@ class Store:
         self._entries: dict[str, Known] = {}
         self._contents = contents or Contents()
         self._names = NamesCache()
+        self._is_ordered: Optional[bool] = None  # once it is known
         self._free, self._free_until = 0, 0.0  # bytes above min_free, and how long that counts
         self._about: tuple[tuple[int, ...], dict[str, Any]] = ((), {})
         self._usage_lock = threading.Lock()  # where there is no flock
@@ -4465,7 +4485,7 @@ class Store:
 
     def _replace(self, place: Place, staged: Staged, sidecar: Sidecar) -> Entry:
         """Steps 4 to 7. Before the data file's rename `previous` fits it, after it `current`."""
-        self._write_sidecar(place, sidecar)
+        self._write_sidecar(place, sidecar, is_sure=not self._keeps_order())
         try:
             staged.rename(place.folder, place.name)
         except IsADirectoryError:  # a folder took the name: the sidecar is nobody's
@@ -4508,16 +4528,26 @@ class Store:
         finally:
             os.close(place.fd)
 
-    def _write_sidecar(self, place: Place, sidecar: Sidecar) -> None:
-        self._write_file(place.folder, place.sidecar, render_sidecar(sidecar))
+    def _write_sidecar(self, place: Place, sidecar: Sidecar, is_sure: bool = True) -> None:
+        self._write_file(place.folder, place.sidecar, render_sidecar(sidecar), is_sure)
 
-    def _write_file(self, folder: Folder, name: str, data: bytes) -> None:
-        """A small file, whole or not at all: written aside, synced, renamed, the folder synced."""
+    def _write_file(self, folder: Folder, name: str, data: bytes, is_sure: bool = True) -> None:
+        """A small file, whole or not at all: written aside, synced, renamed, the folder synced.
+
+        Not the folder unless it `is_sure`: then the name is on disk before the next change of it.
+        """
         with Staged(self.disk, self.temp, locked=False) as staged:
             self.disk.write(staged.fd, data)
             self.disk.sync(staged.fd)
             staged.rename(folder, name)
-        self.disk.sync_folder(folder)
+        if is_sure:
+            self.disk.sync_folder(folder)
+
+    def _keeps_order(self) -> bool:
+        """Fast path: one fsync of four less where the disk cannot have the second rename alone."""
+        if self._is_ordered is None:
+            self._is_ordered = self.disk.keeps_order(self.root)
+        return self._is_ordered
 
     def append(self, key: str, body: Body, offset: int, given: Entry, check: Check) -> Entry:
         """The object with the body behind it, as one commit; `given` where there is no object.

@@ -86,6 +86,8 @@ class Recorder(s3mini.Disk):
     At call number `kill_at` the process "dies": that call and all later ones raise KilledError.
     """
 
+    is_ordered = False  # whether names change on the disk in the order of the calls
+
     def __init__(self, root: Union[str, Path], kill_at: int = 0) -> None:
         super().__init__(durable=False)  # what is not synced is the model's business
         self.log: list[Event] = []
@@ -209,6 +211,15 @@ class Recorder(s3mini.Disk):
         with self._turn():
             super().rmdir(folder, name)
             self.log.append(Event("rmdir", 0, self._of(folder), name))
+
+
+class Ordered(Recorder):
+    """A file layer that says: this disk makes changes of names in order. The model believes it."""
+
+    is_ordered = True
+
+    def keeps_order(self, path: str) -> bool:
+        return True
 
 
 class Forgetful(Recorder):
@@ -397,7 +408,7 @@ def crash_states(recorder: Recorder, seed: int = 1, only_after: str = "") -> Ite
         if prefix < last:
             continue
         marks = tuple((thing, versions) for thing, versions in allowed.items())
-        for tree in _trees(model, rng):
+        for tree in _trees(model, rng, recorder.is_ordered):
             key = (marks, tuple(item for item in tree if not _in_tmp(item[0])))
             if key not in seen:
                 seen.add(key)
@@ -419,8 +430,12 @@ def _in_tmp(path: str) -> bool:
     return path.startswith("/".join(TMP) + "/")
 
 
-def _trees(model: Model, rng: random.Random) -> Iterator[Tree]:
+def _trees(model: Model, rng: random.Random, is_ordered: bool) -> Iterator[Tree]:
     """Every combination of pending changes, and of damages to the files that are then there."""
+    if is_ordered:
+        for number in range(len(model.pending) + 1):
+            yield from _trees_of(model, rng, with_changes(model.sure, model.pending[:number]))
+        return
     tmp = model.sure.get(model.sure[ROOT].get(TMP[0], 0), {}).get(TMP[1])
     aside = [change for change in model.pending if change.folder == tmp]
     order = {id(change): number for number, change in enumerate(model.pending)}
@@ -430,15 +445,20 @@ def _trees(model: Model, rng: random.Random) -> Iterator[Tree]:
         taken = [change for change, there in zip(rest, chosen) if there]
         taken += [change for change in aside if rng.random() < share]
         names = with_changes(model.sure, sorted(taken, key=lambda change: order[id(change)]))
-        places = list(paths_of(names))
-        read = {n for path, n in places if n in model.files and not _in_tmp(path)}
-        choices = {n: damages(model.files[n]) for n in sorted(read)}
-        for files in _combinations(choices, rng):
-            yield tuple(
-                (path, None if n in names else files.get(n, model.files[n][-1]), n)
-                for path, n in places
-                if n in names or n in model.files
-            )
+        yield from _trees_of(model, rng, names)
+
+
+def _trees_of(model: Model, rng: random.Random, names: Names) -> Iterator[Tree]:
+    """With these names, every combination of damages to the files."""
+    places = list(paths_of(names))
+    read = {n for path, n in places if n in model.files and not _in_tmp(path)}
+    choices = {n: damages(model.files[n]) for n in sorted(read)}
+    for files in _combinations(choices, rng):
+        yield tuple(
+            (path, None if n in names else files.get(n, model.files[n][-1]), n)
+            for path, n in places
+            if n in names or n in model.files
+        )
 
 
 def _combinations(choices: dict[int, list[File]], rng: random.Random) -> Iterator[dict[int, File]]:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from powercut import (
     Event,
     Forgetful,
     KilledError,
+    Ordered,
     PartOf,
     Recorder,
     body_of,
@@ -297,6 +299,35 @@ def test_a_power_cut_leaves_the_old_object_or_the_new_one(bench: Bench, scenario
     states, damage = bench.damage()
     assert not damage, damage
     assert states > 2, "nothing was replayed"
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_disk_that_keeps_the_order_of_names_needs_one_fsync_less(
+    bench: Bench, scenario: Scenario
+) -> None:
+    scenario(bench, lambda: bench.record(Ordered))
+
+    states, damage = bench.damage()
+    assert not damage, damage
+    assert states > 2, "nothing was replayed"
+
+
+def test_a_disk_that_only_says_it_keeps_the_order_is_found(bench: Bench) -> None:
+    class Liar(Ordered):
+        is_ordered = False
+
+    put_over_same_size(bench, lambda: bench.record(Liar))
+
+    assert "" != bench.damage()[1]
+
+
+def test_a_disk_that_nothing_is_known_of_does_not_keep_the_order(tmp_path: Path) -> None:
+    assert not s3mini.keeps_order("/proc")
+    assert not s3mini.keeps_order(str(tmp_path / "nothing"))
+    if s3mini.keeps_order(str(tmp_path)):
+        asked = ["stat", "-f", "-c", "%T", str(tmp_path)]
+        kind = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        assert kind in ("ext2/ext3", "xfs")
 
 
 def test_a_second_power_cut_does_no_more_than_the_first(bench: Bench) -> None:
