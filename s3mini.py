@@ -2879,12 +2879,17 @@ class Disk:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_BINARY
         return os.open(path, flags, 0o640)
 
-    def write(self, fd: int, data: bytes) -> None:
-        if not self.durable and len(data) < SMALL and hasattr(os, "posix_fallocate"):
-            # ext4 writes a file out when it is renamed over another, unless it has its blocks by
-            # then: a PUT of 1 KiB takes 340 us instead of 390, and the disk is left alone.
+    def reserve(self, fd: int, size: int) -> None:
+        """Room for a new, small file of our own: where the disk cannot, glibc writes zeros to it.
+
+        ext4 writes a file out when it is renamed over another, unless it has its blocks by then: a
+        PUT of 1 KiB takes 340 us instead of 390, and the disk is left alone.
+        """
+        if not self.durable and 0 < size < SMALL and hasattr(os, "posix_fallocate"):
             with contextlib.suppress(OSError):
-                os.posix_fallocate(fd, 0, len(data))
+                os.posix_fallocate(fd, 0, size)
+
+    def write(self, fd: int, data: bytes) -> None:
         done = os.write(fd, data)
         while done < len(data):
             done += os.write(fd, memoryview(data)[done:])
@@ -2971,8 +2976,11 @@ def keeps_order(path: str) -> bool:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
             kinds = {line.partition(" - ")[2].split()[0] for line in file
                      if line.split()[2] == number}
-        name = os.path.basename(os.path.realpath(f"/sys/dev/block/{number}"))
-        return kinds == {"xfs"} or kinds == {"ext4"} and os.path.isdir(f"/proc/fs/jbd2/{name}-8")
+        if kinds == {"ext4"}:
+            name = os.path.basename(os.path.realpath(f"/sys/dev/block/{number}"))
+            with open(f"/sys/fs/ext4/{name}/journal_task", encoding="ascii") as file:
+                return file.read().strip().isdigit()  # "<none>" without a journal
+        return kinds == {"xfs"}
     return False
 
 
@@ -3012,7 +3020,11 @@ class Staged:
                 break
             os.close(self.fd)
 
+    def reserve(self, size: int) -> None:
+        self.disk.reserve(self.fd, size)
+
     def fill(self, body: Body) -> None:
+        self.reserve(body.length or 0)
         begun = 0  # bytes that are on their way to the disk
         while data := body.read():
             self.disk.write(self.fd, data)
@@ -3052,15 +3064,26 @@ class Staged:
 
 
 WHOLE, SLOTS = "whole", "slots"  # in an upload's folder: its parts in place; how large a place is
+NO_PLACE = (  # what says so: gone, claimed, in use; and disks that take no such file, or no locks
+    errno.ENOENT, errno.EEXIST, errno.EAGAIN, errno.EFBIG, errno.EINVAL, errno.EACCES, errno.EPERM,
+    errno.ENOLCK, errno.EOPNOTSUPP)
+SERVE = secrets.token_hex(16)  # this process and those it forks: they see one file alike
 
 
 class Slot(Staged):
     """A part's place in the whole that its upload is to become, claimed by a file of its own."""
 
     def __init__(self, disk: Disk, fd: int, claim: str, offset: int, size: int):
+        """Raises OSError where the disk does not take so large a file, or no writes beside locks.
+        """
         self.disk, self.fd, self.path = disk, fd, claim
         self.start, self.suffix = offset, f"@{offset}-{size}"
+        os.lseek(fd, offset + size - 1, os.SEEK_SET)
+        disk.write(fd, b"\0")
         os.lseek(fd, offset, os.SEEK_SET)
+
+    def reserve(self, size: int) -> None:
+        """Nothing: others write to this file."""
 
     def rename(self, folder: Folder, name: str) -> None:
         """An empty file says that the part is there. The claim stays: nobody else gets the place.
@@ -3285,13 +3308,22 @@ def closed_on_error(fd: int, folder: Optional[Folder] = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unless_full() -> Iterator[None]:
-    """For what a full disk may leave undone, so that DELETE works there. Raises other OSErrors."""
+def unless(*numbers: int) -> Iterator[None]:
+    """For what may stay undone where the disk answers one of these errno. Raises other OSErrors."""
     try:
         yield
     except OSError as why:
-        if why.errno not in FULL:
+        if why.errno not in numbers:
             raise
+
+
+@contextlib.contextmanager
+def removed_on_error(path: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        os.unlink(path)
+        raise
 
 
 def is_at(fd: int, path: str) -> bool:
@@ -3319,16 +3351,6 @@ def locked_file(path: str) -> Iterator[None]:
 
 PART_NAME = re.compile(  # number, stamp, MD5, checksum, its algorithm, @offset-size in the whole
     r"([0-9]{5})-([0-9]{20})-([0-9a-f]{32})-([0-9a-f]*)(?:-([0-9a-z]+))?(?:@([0-9]+)-([0-9]+))?")
-
-
-@functools.lru_cache(1)
-def machine() -> str:
-    """What tells this machine, since its last start, from all others; "" where nothing does."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read(36)
-    except OSError:
-        return ""
 
 
 LAST = "\U0010ffff" * (MAX_KEY // 4 + 1)  # behind every key that starts with what it is added to
@@ -3763,7 +3785,7 @@ class Store:
     def destroy(self) -> None:
         """Remove the bucket, if it holds no object. Raises BucketNotEmpty, NoSuchBucket.
 
-        With every lock held nobody commits; who waits for one finds that it is not there any more.
+        With every lock held nobody commits; who waits for one finds no bucket.json then.
         """
         with contextlib.ExitStack() as locks:
             for number in range(LOCKS):
@@ -3773,10 +3795,15 @@ class Store:
                 raise S3Error("BucketNotEmpty")
             # Out of the way while nobody can make the bucket anew, or we would remove the new one.
             aside = os.path.join(os.path.dirname(self.root), f"{ROOM}-{secrets.token_hex(8)}")
-            os.rename(self.room, aside)
-            for path in (self.root, os.path.dirname(self.root)):
-                with Folder.open(path) as folder:
-                    self.disk.sync_folder(folder)
+            with Folder.open(self.room) as room:
+                self.disk.unlink(room, "bucket.json")
+                self.disk.sync_folder(room)
+            try:
+                os.rename(self.room, aside)
+            except OSError as why:  # its folder is another disk's, or a link to one
+                if why.errno != errno.EXDEV:
+                    raise
+                remove_tree(self.room)
         remove_tree(aside)
         with contextlib.suppress(OSError):  # something that is no object stays
             os.rmdir(self.root)
@@ -4159,9 +4186,10 @@ class Store:
     def lock(self, key: str) -> Iterator[None]:
         """Exclude every other writer of the key, in any thread, process or machine.
 
-        Raises FileNotFoundError when the bucket was deleted meanwhile: its locks went with it.
+        Raises NoSuchBucket when the bucket was deleted meanwhile.
         """
         with self._lock_number(zlib.crc32(key.encode()) % LOCKS):
+            self._check_here()
             yield
 
     def _check_here(self) -> None:
@@ -4521,7 +4549,7 @@ class Store:
                 raise S3Error("InvalidRequest", f"This disk cannot hold it beside {sidecar.key}.")
             if not entry:
                 entry = self._identify(place.fd, info, key, sidecar)
-                with unless_full():  # else the quota gives back what it never had
+                with unless(*FULL):  # DELETE works; else the quota gives back what it never had
                     if self.quota:
                         self._take_in(place, info, Sidecar(key, entry), sidecar)
             return place._replace(fd=-1), entry
@@ -4537,6 +4565,7 @@ class Store:
         Not the folder unless it `is_sure`: then the name is on disk before the next change of it.
         """
         with Staged(self.disk, self.temp, locked=False) as staged:
+            staged.reserve(len(data))
             self.disk.write(staged.fd, data)
             self.disk.sync(staged.fd)
             staged.rename(folder, name)
@@ -4880,7 +4909,7 @@ class Store:
     def create_upload(self, upload: Upload) -> None:
         with Folder.open(self._uploads) as uploads:
             with self._add_folder(uploads, upload.id) as folder:
-                if machine() and HAS_FLOCK:
+                if HAS_FLOCK:
                     with contextlib.suppress(FileExistsError):
                         os.close(self.disk.create(f"{folder.path}/{WHOLE}"))
                 value = {**upload._asdict(), "v": 1, "entry": upload.entry._asdict()}
@@ -4961,43 +4990,55 @@ class Store:
         """A part's place in the whole, so that Complete copies nothing; None where it gets none.
 
         Places are as large as the first part that came: nearly all clients' parts are, but for the
-        last. Each is given once, and only to writers of one machine and mount: a network disk may
-        lose what two write to one file. A shared lock on the whole keeps Complete from taking it.
+        last. Each is given once, and only to writers of one `serve`: a network disk may lose what
+        two machines write to one file. A shared lock on the whole keeps Complete from taking it.
         """
-        path = self._upload_path(upload.id)
-        try:
-            size = self._slot_size(path, length if number == 1 or length >= MIN_PART else 0)
-            if not 0 < length <= size:
-                return None
-            fd = self._open_whole(path, exclusive=False)
-            with closed_on_error(fd):
-                claim = f"{path}/slot-{number:05}"
-                os.close(self.disk.create(claim))
-                return Slot(self.disk, fd, claim, (number - 1) * size, length)
-        except (FileNotFoundError, FileExistsError, BlockingIOError):
+        if not length or not HAS_FLOCK:
             return None
+        path = self._upload_path(upload.id)
+        claim = f"{path}/slot-{number:05}"
+        with unless(*NO_PLACE):
+            fd = self._open_whole(path, exclusive=False)
+            with closed_on_error(fd):  # nobody takes it from here on, or forbids new places
+                size = self._slot_size(path, length if number == 1 or length >= MIN_PART else 0)
+                if length <= size:
+                    os.close(self.disk.create(claim))
+                    with removed_on_error(claim):
+                        return Slot(self.disk, fd, claim, (number - 1) * size, length)
+            os.close(fd)
+        return None
 
     def _slot_size(self, path: str, wanted: int = 0) -> int:
         """The size of a place in the whole, `wanted` if nobody has said it; 0 for no places here.
 
         Raises FileExistsError, FileNotFoundError.
         """
-        if not HAS_FLOCK or not machine():
-            return 0
-        here = f"{machine()} {os.stat(path).st_dev}"
         try:
             with open(f"{path}/{SLOTS}", encoding="ascii") as file:
-                size, _, where = file.read(100).partition(" ")
-                return int(size) if where == here else 0
+                size, _, whose = file.read(100).partition(" ")
+                return int(size) if whose == SERVE else 0
         except FileNotFoundError:
             if not wanted:
                 return 0
         fd = self.disk.create(f"{path}/{SLOTS}")
         try:
-            self.disk.write(fd, f"{wanted} {here}".encode())
+            self.disk.write(fd, f"{wanted} {SERVE}".encode())
         finally:
             os.close(fd)
         return wanted
+
+    def _forbid_places(self, folder: Folder) -> None:
+        """From now on, whatever comes, nobody writes to the whole: it may have readers.
+
+        Raises FileNotFoundError where there are no places, or only another `serve`'s.
+        """
+        if not self._slot_size(folder.path):
+            raise FileNotFoundError(errno.ENOENT, "no places here", folder.path)
+        fd = os.open(f"{folder.path}/{SLOTS}", os.O_RDWR | O_NOFOLLOW | O_CLOEXEC)
+        try:
+            self.disk.truncate(fd, 0)
+        finally:
+            os.close(fd)
 
     def _open_whole(self, path: str, exclusive: bool) -> int:
         """Raises BlockingIOError while it is in use, FileNotFoundError once it is an object."""
@@ -5058,11 +5099,14 @@ class Store:
     def _joined(self, upload: Upload) -> Optional[Entry]:
         """The object that the upload has become, where a kill left the upload behind it.
 
-        The quota has got back its parts.
+        The quota has got back its parts. Its name may not have reached the disk: now it does.
         """
-        with contextlib.suppress(S3Error):
+        with contextlib.suppress(S3Error, *GONE):
             entry = self.head(upload.key)
-            return entry if entry.upload == upload.id else None
+            if entry.upload == upload.id:
+                with self.folder(names_of_key(upload.key)[:-1]) as folder:
+                    self.disk.sync_folder(folder)
+                return entry
         return None
 
     def _whole(
@@ -5079,11 +5123,12 @@ class Store:
                 return None
             placed.discard(part.number)
             end += part.size
-        if placed or all(p.offset < 0 for p in chosen) or not self._slot_size(folder.path):
+        if placed or all(p.offset < 0 for p in chosen):
             return None
         with contextlib.suppress(OSError):  # in use, or no second names here: then all is copied
             fd = self._open_whole(folder.path, exclusive=True)
             with closed_on_error(fd):
+                self._forbid_places(folder)
                 path = f"{self.temp}/{self.disk.spare_name()}"
                 self.disk.link(folder, WHOLE, path)
                 return Whole(self.disk, fd, path)

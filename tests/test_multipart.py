@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import errno
 import functools
 import hashlib
 import io
@@ -233,6 +235,40 @@ def test_a_complete_that_was_killed_behind_its_commit_is_finished_by_the_next(
 
 def killed(*_: Any) -> None:
     raise InterruptedError
+
+
+def test_a_complete_that_is_sent_again_syncs_what_the_first_did_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first was killed between its commit and the folder's fsync. Then the parts go."""
+    store = s3mini.Store(str(tmp_path / "bucket"), s3mini.Disk(durable=False))
+    store.create()
+    upload = s3mini.Upload("0" * 32, "d/m", 1_600_000_000, entry_of(b"", "joined"))
+    entry = entry_of(b"joined", "joined", upload=upload.id)
+    store.create_upload(upload)
+    store.put_part(upload, 1, body_of(b"joined"))
+    complete = functools.partial(store.complete_upload, upload, lambda parts: parts,
+                                 lambda _: entry, s3mini.no_check)
+    calls: list[str] = []
+    rename, sync_folder, unlink = (
+        getattr(store.disk, name) for name in ("rename", "sync_folder", "unlink"))
+
+    def kill_behind(path: str, folder: s3mini.Folder, name: str) -> None:
+        rename(path, folder, name)
+        if name == "m":
+            raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.disk, "rename", kill_behind)
+        with pytest.raises(InterruptedError):
+            complete()
+    monkeypatch.setattr(store.disk, "sync_folder", lambda folder: (
+        calls.append(os.path.basename(folder.path)), sync_folder(folder)))
+    monkeypatch.setattr(store.disk, "unlink", lambda folder, name: (
+        calls.append(name), unlink(folder, name)))
+
+    assert entry.etag == complete().etag
+    assert ["d", "upload.json"] == calls[:2]
 
 
 def test_an_aborted_upload_leaves_nothing(server: Server, s3: Client) -> None:
@@ -710,42 +746,78 @@ def test_a_place_that_a_dead_writer_had_is_not_given_again(joined: Joined) -> No
     assert 4 == joined.disk.copied
 
 
-@pytest.mark.parametrize("what", ["machine", "mount"])
-def test_two_machines_do_not_write_to_one_file(
-    joined: Joined, monkeypatch: pytest.MonkeyPatch, what: str
+def test_two_servers_do_not_write_to_one_file(
+    joined: Joined, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor two mounts of one network disk: each would write down what it knows of the file."""
+    """They may be two machines, each with an idea of its own of what is in it."""
     joined.put(1, b"aaaa")
-    if what == "machine":
-        monkeypatch.setattr(s3mini, "machine", lambda: "another one")
-    else:
-        slots = joined.folder / s3mini.SLOTS
-        slots.write_text(slots.read_text() + "1")
+    monkeypatch.setattr(s3mini, "SERVE", "another one")
     joined.put(2, b"bbbb")
 
     assert b"aaaabbbb" == joined.complete(1, 2)
     assert 8 == joined.disk.copied
 
 
-@pytest.mark.parametrize("why", ["an older upload", "no such machine", "no second names"])
+@pytest.mark.parametrize("why", ["an older upload", "no second names", "no such large files"])
 def test_where_there_are_no_places_parts_have_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
     def refuse(*_: Any) -> None:
         raise PermissionError
 
-    if why == "no such machine":
-        monkeypatch.setattr(s3mini, "machine", lambda: "")
+    def refuse_places(fd: int, data: bytes) -> None:
+        if os.lseek(fd, 0, os.SEEK_CUR):
+            raise OSError(errno.EFBIG, "File too large")
+        s3mini.Disk.write(joined.disk, fd, data)
+
     joined = Joined(tmp_path / "bucket", monkeypatch)
     if why == "an older upload":
         (joined.folder / s3mini.WHOLE).unlink()
     if why == "no second names":
         monkeypatch.setattr(joined.disk, "link", refuse)
+    if why == "no such large files":
+        monkeypatch.setattr(joined.disk, "write", refuse_places)
     joined.put(2, b"bbbb")
     joined.put(1, b"aaaa")
 
     assert b"aaaabbbb" == joined.complete(1, 2)
     assert 8 == joined.disk.copied
+
+
+def test_an_object_that_was_read_is_not_written_to(
+    joined: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Complete is killed behind its commit; then its object is deleted while somebody reads it."""
+    joined.put(1, b"aaaa")
+    joined.put(2, b"bbbb")
+    with monkeypatch.context() as patch:
+        patch.setattr(joined.store, "_remove_upload", killed)
+        with pytest.raises(InterruptedError):
+            joined.complete(1, 2)
+    with contextlib.closing(joined.store.open("m")) as found:
+        joined.store.delete("m", s3mini.no_check)
+        joined.put(2, b"cccc")
+        joined.store.complete_upload(
+            joined.upload, lambda parts: parts, lambda _: entry_of(b"aaaacccc", "joined"),
+            s3mini.no_check)
+        assert b"aaaacccc" == Path(joined.store.root, "m").read_bytes()
+        assert b"aaaabbbb" == os.pread(found.fd, 8, 0)
+
+
+def test_small_parts_do_not_write_zeros_to_others(
+    joined: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As glibc's posix_fallocate does where the disk has none."""
+
+    def fallocate(fd: int, offset: int, size: int) -> None:
+        os.pwrite(fd, bytes(size), offset)
+
+    monkeypatch.setattr(os, "posix_fallocate", fallocate)
+    joined.put(1, b"aaaa")
+    joined.put(2, b"bb")
+
+    assert b"aaaabb" == joined.complete(1, 2)
+    assert 0 == joined.disk.copied
 
 
 def test_a_place_far_behind_counts_for_what_is_in_it(joined: Joined) -> None:

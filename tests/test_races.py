@@ -7,6 +7,7 @@ the wire, but what that comes to.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import threading
@@ -218,6 +219,34 @@ def test_of_two_who_remove_a_bucket_one_comes_too_late(fake: s3mini.Fake, meet: 
 
     assert [True] == removed
     assert (404, "NoSuchBucket") == outcome(reply)
+
+
+def test_nothing_is_put_into_a_bucket_whose_folders_somebody_tidied_up(tmp_path: Path) -> None:
+    """It was deleted while the body came, and a tidying process made its folders again."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    store.destroy()
+    store.make_room()
+
+    with pytest.raises(s3mini.S3Error, match="bucket does not exist"):
+        put_object(store, "k", b"x", "new")
+    assert not (tmp_path / "b" / "k").exists()
+
+
+def test_a_bucket_on_another_disk_can_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its room cannot be moved aside to the data folder then."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    monkeypatch.setattr(os, "rename", refuse)
+    store.destroy()
+
+    assert [] == list(tmp_path.iterdir())
 
 
 def upload(s3: Client) -> Reply:
