@@ -8310,7 +8310,7 @@ class Server(http.server.ThreadingHTTPServer):
 
         Were it one in each round, the last of 128 would wait a quarter of a second.
         """
-        for _ in range(ACCEPTS_IN_ROW):
+        for number in range(ACCEPTS_IN_ROW):
             try:
                 self.accept()
             except (BlockingIOError, ConnectionError, InterruptedError):
@@ -8318,11 +8318,13 @@ class Server(http.server.ThreadingHTTPServer):
             except OSError as why:
                 if why.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     raise
-                if not self.close_idle():  # no descriptor is left
+                # No descriptor is left. Linux says so also where nobody waits: only for the first
+                # of a turn somebody surely does, and an idle connection has to make room.
+                if not number and not self.close_idle():
                     time.sleep(0.05)  # those in use come back
                 return
-            if self.is_ahead:
-                return
+            if self.is_ahead or len(self.connections) >= self.app.config.max_connections:
+                return  # the next may cost an idle one its place: not one of this turn
 
     @property
     def is_ahead(self) -> bool:

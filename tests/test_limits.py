@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import os
 import re
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import pytest
 from conftest import INI, Serve, Server
@@ -554,6 +555,29 @@ def test_a_burst_is_accepted_at_once_as_far_as_it_is_ours(
         assert accepted == len(server.connections)
         for connection in list(server.connections):
             server.close(connection)
+    server.server_close()
+
+
+def test_who_was_just_accepted_is_not_closed_for_want_of_descriptors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accept() says EMFILE although nobody waits any more: it makes a descriptor first. [Linux]"""
+    listener = s3mini.open_listener("127.0.0.1:0")
+    app = s3mini.App(s3mini.dev_config("127.0.0.1:0", str(tmp_path)), s3mini.Disk(False))
+    server = s3mini.Server(app, listener)
+    get_request = server.get_request
+
+    def get_one() -> Any:
+        if server.connections:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return get_request()
+
+    monkeypatch.setattr(server, "get_request", get_one)
+    with contextlib.closing(listener), socket.create_connection(listener.getsockname()):
+        server.accept_now()
+        assert 1 == len(server.connections)
+        server.accept_now()  # somebody waits now, as far as it knows
+        assert 0 == len(server.connections)
     server.server_close()
 
 
