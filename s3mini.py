@@ -2701,7 +2701,7 @@ class Entry(NamedTuple):
     version_id: str = "null"
 
     def compact(self) -> Entry:
-        """The same, sharing with others what is often the same: 0.6 KiB instead of 1.3."""
+        """The same, sharing with others what is often the same: 0.7 KiB instead of 1.3."""
         return self._replace(
             md5=self.etag if self.md5 == self.etag else self.md5,
             headers=shared(tuple(self.headers.items())), metadata=self.metadata or NONE,
@@ -3003,7 +3003,7 @@ class Staged:
     one, the rename fails, and the commit is tried again.
     """
 
-    info: Optional[os.stat_result] = None  # once it is sealed
+    info: Optional[os.stat_result] = None  # once it is synced
     start = 0  # where its bytes begin in the file
     suffix = ""  # of the name that a part gets
 
