@@ -48,6 +48,7 @@ import http.server
 import itertools
 import json
 import mimetypes
+import operator
 import os
 import re
 import secrets
@@ -1115,8 +1116,15 @@ UNQUOTED = re.compile('[<>&"\x00-\x1f\x7f\ufffe\uffff]')
 ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", '"': "&quot;"}
 
 
+class Markup(str):
+    """XML, not text that is still to be escaped."""
+
+    __slots__ = ()
+
+
 def element(tag: str, value: object) -> str:
-    """`value` is text, a number, a bool, None (left out), or a list of (tag, value) pairs."""
+    """`value` is text, Markup, a number, a bool, None (left out), or a list of (tag, value) pairs.
+    """
     if value is None:
         return ""
     if isinstance(value, list):
@@ -1124,7 +1132,7 @@ def element(tag: str, value: object) -> str:
     elif isinstance(value, bool):
         inner = "true" if value else "false"
     else:
-        inner = escape_text(str(value))
+        inner = value if isinstance(value, Markup) else escape_text(str(value))
     return f"<{tag}>{inner}</{tag.partition(' ')[0]}>"
 
 
@@ -2569,8 +2577,9 @@ SIDECAR = ".s3mini.json"  # the sidecar of NAME is .NAME.s3mini.json
 ROOM = ".s3mini"  # a bucket's own folder
 ASIDE = r"\.s3mini-[0-9a-f]{16}"  # a bucket's own folder that is being removed
 UNSAFE_NAME = r'[%/\x00-\x1f\x7f<>:"|?*\\]' if os.name == "nt" else r"[%/\x00-\x1f\x7f]"
-PLAIN_NAME = r'[^.%/\x00-\x1f\x7f<>:"|?*\\][^%/\x00-\x1f\x7f<>:"|?*\\]*'
-PLAIN_KEY = re.compile(rf"(?:{PLAIN_NAME}/)*{PLAIN_NAME}")
+PLAIN_START, PLAIN = r'[^.%/\x00-\x1f\x7f<>:"|?*\\]', r'[^%/\x00-\x1f\x7f<>:"|?*\\]'
+PLAIN_NAMES = [f"{PLAIN_START}{PLAIN}{{0,{most - 1}}}" for most in (MAX_NAME // 4, MAX_NAME)]
+PLAIN_KEYS = [re.compile(f"{name}(?:/{name})*") for name in PLAIN_NAMES]
 WINDOWS_NAMES = re.compile(r"(?is)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]")
 
 
@@ -2607,9 +2616,14 @@ def escape_segment(segment: str) -> list[str]:
     return names
 
 
+def is_plain(key: str) -> bool:
+    """Whether the key is surely its own path; most are. A character has up to four bytes."""
+    return os.name != "nt" and PLAIN_KEYS[key.isascii()].fullmatch(key) is not None
+
+
 def names_of_key(key: str) -> list[str]:
     """The folders and the file name of a key, below its bucket's folder."""
-    if len(key) <= MAX_NAME // 4 and os.name != "nt" and PLAIN_KEY.fullmatch(key):
+    if is_plain(key):
         return key.split("/")  # fast path: 1.2 us where the other takes 25; both are compared
     return [name for segment in key.split("/") for name in escape_segment(segment)]
 
@@ -2739,30 +2753,29 @@ class Sidecar(NamedTuple):
 
 
 ENTRY_TYPES = {name: type(value) for name, value in Entry(0, "", "", 0)._asdict().items()}
+IN_ORDER = tuple(ENTRY_TYPES.values())
 
 
 def parse_entry(value: object) -> Entry:
     """Unknown names are a later version's and are left out. Raises ValueError."""
     if not isinstance(value, dict) or not {"size", "etag", "md5", "modified"} <= value.keys():
         raise ValueError("not an entry")
-    known = {}
-    for name, found in value.items():
-        kind = ENTRY_TYPES.get(name)
-        if kind is None:
-            continue
-        if type(found) is not kind:
-            raise ValueError("a value of another type")
-        inside = found.values() if kind is dict else found if kind is list else ()
-        if inside and not all(type(text) is str for text in inside):
-            raise ValueError("a value inside of another type")
-        known[name] = found
-    return Entry(**known)
+    if not value.keys() <= ENTRY_TYPES.keys():
+        value = {name: found for name, found in value.items() if name in ENTRY_TYPES}
+    entry = Entry(**value)
+    if tuple(map(type, entry)) != IN_ORDER:
+        raise ValueError("a value of another type")
+    inside = (*entry.headers.values(), *entry.metadata.values(), *entry.tags.values(),
+              *entry.checksums.values(), *entry.parts)
+    if not {str}.issuperset(map(type, inside)):
+        raise ValueError("a value inside of another type")
+    return entry
 
 
 def parse_sidecar(data: bytes) -> Sidecar:
     """Raises ValueError (RecursionError is one too, here)."""
     try:
-        value = json.loads(data)
+        value = json.loads(data.decode() if data.startswith(b"{") else data)
         previous = value["previous"]
         if not isinstance(value["key"], str):
             raise ValueError("the key is no text")  # noqa: TRY004 one kind of error for all garbage
@@ -2770,6 +2783,40 @@ def parse_sidecar(data: bytes) -> Sidecar:
         return Sidecar(value["key"], parse_entry(value["current"]), entry)
     except (KeyError, TypeError, RecursionError) as why:
         raise ValueError(f"not a sidecar: {why}") from None
+
+
+class Listed(NamedTuple):
+    """Of an entry what a listing says."""
+
+    size: int
+    etag: str
+    modified: int
+    checksums: Mapping[str, str]
+    checksum_type: str
+
+
+def listed_of(data: bytes, key: str, info: os.stat_result) -> Optional[Listed]:
+    """What a sidecar says of the data file, where that is plain to see; else None.
+
+    Whether all else in it makes sense is not looked at.
+
+    Fast path, 4 us where parse_sidecar takes 7 and more to keep what it gives [measured, 3.11].
+    """
+    try:
+        text = data.decode()
+        value, end = DECODER.raw_decode(text)
+        told, previous = value["current"], value["previous"]
+        found = Listed._make(LISTED(told))
+        fits = (told["mtime_ns"], found.size, value["key"]) == (info.st_mtime_ns, info.st_size, key)
+        is_sure = previous is None or "ino" in previous and told["ino"] == info.st_ino
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    is_whole = text[end:] == "\n" and tuple(map(type, found)) == LISTED_TYPES
+    return found if fits and is_sure and is_whole else None
+
+
+DECODER, LISTED = json.JSONDecoder(), operator.itemgetter(*Listed._fields)
+LISTED_TYPES = LISTED(ENTRY_TYPES)
 
 
 # Lines, but no indent: with one json leaves its C encoder, and takes 130 us where this takes 15.
@@ -3400,7 +3447,8 @@ class Names:
 
     def __getitem__(self, at: int) -> Row:
         piece = self._text[self._offsets[at] : self._offsets[at + 1]].decode()
-        return Row(piece, piece.rstrip("/"), piece.endswith("/"), 0)
+        is_folder = piece.endswith("/")
+        return Row(piece, piece[:-1] if is_folder else piece, is_folder, 0)
 
     @property
     def bytes(self) -> int:
@@ -3502,7 +3550,7 @@ class Level:
         except BaseException:
             self.close()
             raise
-        self._at = bisect_left(self._rows, (self._rest, ""))
+        self._at, self._count = bisect_left(self._rows, (self._rest, "")), len(self._rows)
 
     def _read(self) -> Iterator[Row]:
         """The slow twin of scan_names, for folders with escaped names."""
@@ -3542,18 +3590,18 @@ class Level:
         """The next file or folder that may hold wanted keys; None at the end."""
         if self._jumped is not cursor.after:
             self._jump(cursor.after)
-        while self._at < len(self._rows):
-            row = self._rows[self._at]
-            if not row.piece.startswith(self._rest):
+        while self._at < self._count:
+            piece, name, is_folder, number = self._rows[self._at]
+            if not piece.startswith(self._rest):
                 return None
             self._at += 1
-            key, names = self.base + row.piece, self._places[row.number][0]
-            if row.is_folder and cursor.after >= key + LAST:
+            key = self.base + piece
+            if is_folder and cursor.after >= key + LAST:
                 continue
-            if row.is_folder or is_canonical(key, (*names, row.name)):
-                folder = self._open(row.number)
+            if is_folder or is_canonical(key, (*self._places[number][0], name)):
+                folder = self._open(number)
                 if folder:
-                    return Item(key, folder, row.name, row.is_folder)
+                    return Item(key, folder, name, is_folder)
         return None
 
     def _jump(self, after: str) -> None:
@@ -3565,7 +3613,7 @@ class Level:
             at = bisect_left(self._rows, wanted)
             self._at = max(self._at, at)
         elif after > self.base:
-            self._at = len(self._rows)
+            self._at = self._count
 
     def enter(self, item: Item) -> Optional[Level]:
         """The level below a folder, just found, or None when it is gone."""
@@ -3592,7 +3640,7 @@ def piece_of(name: str, is_folder: bool) -> Optional[str]:
 
 def is_canonical(key: str, names: tuple[str, ...]) -> bool:
     """Whether the file is where its key would be looked for."""
-    if "%" not in names[-1] and len(key) <= MAX_NAME // 4 and PLAIN_KEY.fullmatch(key):
+    if "%" not in names[-1] and is_plain(key):
         return True
     return key_of_names(list(names)) == key and 0 < len(key.encode()) <= MAX_KEY
 
@@ -4112,23 +4160,28 @@ class Store:
 
         Raises AccessDenied, OSError: one that cannot be opened is not one that is not there.
         """
+        with contextlib.suppress(ValueError):  # bit rot in a sidecar: `check` reports it
+            data = self._sidecar_data(place.folder, place.sidecar)
+            return parse_sidecar(data) if data else None
+        return None
+
+    def _sidecar_data(self, folder: Folder, name: str) -> bytes:
+        """b"" where there is none, or a far too large one. Raises AccessDenied, OSError."""
         try:
-            fd = place.folder.open_file(place.sidecar)
+            fd = folder.open_file(name)
         except FileNotFoundError:
-            return None
+            return b""
         except OSError as why:
             if why.errno in (*LINK_ERRORS, errno.ENXIO, errno.EISDIR):
-                return None
+                return b""
             raise access_denied(why) from None
         try:
             data = os.read(fd, 64 * KIB)
             while more := os.read(fd, MIB) if len(data) >= 64 * KIB else b"":
                 data += more
                 if len(data) > MAX_SIDECAR:
-                    return None
-            return parse_sidecar(data)
-        except ValueError:  # bit rot in a sidecar: `check` reports it
-            return None
+                    return b""
+            return data
         finally:
             os.close(fd)
 
@@ -4884,6 +4937,21 @@ class Store:
             if here:
                 here.close()
         return False
+
+    def glance(self, item: Item) -> Union[Entry, Listed, None]:
+        """What a listing says of an object, or None when it is gone by now.
+
+        Fast path of peek: nothing is kept, so a walk over the bucket leaves in memory what is read.
+        """
+        try:
+            info = item.folder.stat(item.name)
+            known = self._entries.get(item.key)
+            if known and known.fits(info):
+                return known.entry
+            data = self._sidecar_data(item.folder, f".{item.name}{SIDECAR}")
+            return listed_of(data, item.key, info) or self.peek(item)
+        except (OSError, S3Error):  # which peek will tell, or know better
+            return self.peek(item)
 
     def peek(self, item: Item) -> Optional[Entry]:
         """The entry of a listed object, or None when it is gone by now.
@@ -6218,7 +6286,7 @@ class Page:
     """A page of a listing: objects, common prefixes, and where the next one starts."""
 
     def __init__(self) -> None:
-        self.objects: list[tuple[str, Entry]] = []
+        self.objects: list[tuple[str, Union[Entry, Listed]]] = []
         self.prefixes: list[str] = []
         self.last = ""  # the last name, when there is more
         self.is_truncated = False
@@ -6232,8 +6300,8 @@ def list_page(store: Store, prefix: str, delimiter: str, cursor: Cursor, limit: 
     for item in store.scan(prefix, cursor, delimiter):
         if item.key <= cursor.after:
             continue
-        common = common_prefix(item.key, prefix, delimiter)
-        entry = None if common else store.peek(item)
+        common = common_prefix(item.key, prefix, delimiter) if delimiter else ""
+        entry = None if common else store.glance(item)
         if not common and not entry:
             continue
         if len(page.objects) + len(page.prefixes) == limit:
@@ -6256,17 +6324,27 @@ def common_prefix(key: str, prefix: str, delimiter: str) -> str:
     return prefix + head + cut if cut else ""
 
 
-def object_elements(page: Page, name: Callable[[str], str], with_owner: bool) -> Children:
+def object_elements(
+    page: Page, name: Callable[[str], str], with_owner: bool, tag: str = "Contents",
+    more: Sequence[tuple[str, Any]] = (),
+) -> Children:
+    """What a page holds, each object with `more` behind what is known of it."""
     owner = [("Owner", OWNER)] if with_owner else []
-    found: Children = [
-        ("Contents", [
-            ("Key", name(key)), ("LastModified", render_iso_date(e.modified)),
-            ("ETag", f'"{e.etag}"'), *[("ChecksumAlgorithm", a) for a in e.checksums],
-            ("ChecksumType", e.checksum_type or None), ("Size", e.size), *owner,
-            ("StorageClass", "STANDARD")])
-        for key, e in page.objects
-    ]
+    rest = [*owner, ("StorageClass", "STANDARD"), *more]
+    tail = "".join([element(*pair) for pair in rest])
+    found: Children = [(tag, object_markup(name(key), e, tail)) for key, e in page.objects]
     return found + [("CommonPrefixes", [("Prefix", name(p))]) for p in page.prefixes]
+
+
+def object_markup(name: str, entry: Union[Entry, Listed], tail: str) -> Markup:
+    """Fast path: 1.3 us an object where a list of elements takes 3.8 [measured, 3.11]."""
+    sums = "".join([element("ChecksumAlgorithm", name) for name in entry.checksums])
+    return Markup(
+        f"<Key>{escape_text(name)}</Key>"
+        f"<LastModified>{render_iso_date(entry.modified)}</LastModified>"
+        f"<ETag>&quot;{escape_text(entry.etag)}&quot;</ETag>"
+        f"{sums}{element('ChecksumType', entry.checksum_type or None)}"
+        f"<Size>{entry.size}</Size>{tail}")
 
 
 def list_objects_v2(req: Request) -> Response:
@@ -7076,9 +7154,7 @@ def list_object_versions(req: Request) -> Response:
     if marker and common_prefix(marker, prefix, delimiter) == marker:
         cursor.skip(marker)
     page = list_page(req.store, prefix, delimiter, cursor, limit)
-    rows = object_elements(page, name, True)
-    versions = [("Version", [*row, ("VersionId", "null"), ("IsLatest", True)])
-                if tag == "Contents" else (tag, row) for tag, row in rows]
+    only = [("VersionId", "null"), ("IsLatest", True)]
     return xml_response(
         "ListVersionsResult",
         [
@@ -7092,7 +7168,7 @@ def list_object_versions(req: Request) -> Response:
             ("Delimiter", name(delimiter) or None),
             ("EncodingType", query.get("encoding-type") or None),
             ("IsTruncated", page.is_truncated),
-            *versions,
+            *object_elements(page, name, True, "Version", only),
         ],
     )
 

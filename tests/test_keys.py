@@ -146,10 +146,11 @@ def test_the_fast_path_from_key_to_names_is_the_slow_one(seed: int) -> None:
     source = random.Random(seed)
     keys = random_keys(seed + 20, 600)
     keys += ["".join(source.choice("ab./%é~-") for _ in range(source.randrange(70))) for _ in keys]
+    keys += [f"d/{c * size}/{c}" for c in "aé中😀" for size in (59, 60, 61, 80, 120, 240, 241, 242)]
     fast = 0
     for key in keys:
         slow = [name for segment in key.split("/") for name in s3mini.escape_segment(segment)]
-        fast += s3mini.PLAIN_KEY.fullmatch(key) is not None
+        fast += s3mini.is_plain(key)
 
         assert slow == s3mini.names_of_key(key)
 
@@ -354,6 +355,38 @@ def test_a_sidecar_is_read_as_it_was_written() -> None:
         assert {"v", "key", "current", "previous"} == set(json.loads(data))
 
 
+def file_of(entry: s3mini.Entry, ino: int) -> os.stat_result:
+    """What a data file of that generation looks like."""
+    info = os.stat_result((0o100640, ino, 1, 1, 0, 0, entry.size, 0, 0, 0),
+                          {"st_mtime_ns": entry.mtime_ns})
+    assert (ino, entry.size, entry.mtime_ns) == (info.st_ino, info.st_size, info.st_mtime_ns)
+    return info
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_listing_says_what_the_sidecar_says_or_leaves_it_to_the_slow_path(seed: int) -> None:
+    source, fast = random.Random(seed), 0
+    for key in random_keys(seed, 300):
+        current = random_entry(source)
+        previous = source.choice([None, random_entry(source), current._replace(ino=7, etag="p")])
+        data = s3mini.render_sidecar(s3mini.Sidecar(key, current, previous))
+        of_file = source.choice([current, current, previous or current, random_entry(source)])
+        info = file_of(of_file, source.choice([of_file.ino, 1]))
+        asked = source.choice([key, key, key, key + "x"])
+
+        listed, slow = s3mini.listed_of(data, asked, info), s3mini.parse_sidecar(data)
+        wanted = slow.fitting(info)
+
+        if listed:
+            assert wanted
+            assert asked == slow.key
+            assert [getattr(wanted, name) for name in listed._fields] == list(listed)
+            fast += 1
+        elif asked == key and info.st_ino == current.ino and current.fits(info):
+            raise AssertionError("the plainest case has to be fast")
+    assert fast > 50
+
+
 def test_a_sidecar_is_indented_text() -> None:
     sidecar = s3mini.Sidecar("é", s3mini.Entry(1, "e", "m", 2))
 
@@ -428,6 +461,14 @@ def wrong_sidecars() -> dict[str, bytes]:
 def test_a_sidecar_that_makes_no_sense_is_a_value_error(name: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 whatever it says
         s3mini.parse_sidecar(wrong_sidecars()[name])
+
+
+@pytest.mark.parametrize("name", wrong_sidecars())
+def test_a_listing_believes_no_sidecar_that_makes_no_sense(name: str) -> None:
+    data, info = wrong_sidecars()[name] + b"\n", file_of(s3mini.Entry(1, "e", "m", 2), 0)
+    is_wrong_beside = name.startswith(("headers", "tags", "parts"))  # what no listing says
+
+    assert is_wrong_beside == (s3mini.listed_of(data, "k", info) is not None)
 
 
 def test_a_sidecar_with_any_bytes_changed_is_read_or_a_value_error() -> None:
