@@ -815,6 +815,7 @@ class Head(NamedTuple):
     headers: dict[str, str]  # lower-case names; repeated fields joined by ","
     host: str  # lower case, with the port if there is one; "" only for HTTP/1.0
     minor: int  # HTTP/1.minor
+    length: Optional[int]  # Content-Length; None when the body is chunked or there is none
 
     def with_query(self, text: str) -> Head:
         """Raises InvalidURI."""
@@ -822,22 +823,18 @@ class Head(NamedTuple):
         return self._replace(query_text=text, pairs=pairs, query=dict(reversed(pairs)))
 
     @property
-    def length(self) -> Optional[int]:
-        """Content-Length, or None when the body is chunked or there is none."""
-        text = self.headers.get("content-length")
-        return int(text) if text is not None else None
-
-    @property
     def is_chunked(self) -> bool:
         return "transfer-encoding" in self.headers
 
     @property
     def has_body(self) -> bool:
-        return self.is_chunked or bool(self.length)
+        return bool(self.length) or self.is_chunked
 
     @property
     def keeps_alive(self) -> bool:
-        words = [w.strip() for w in self.headers.get("connection", "").lower().split(",")]
+        if "connection" not in self.headers:
+            return self.minor > 0
+        words = [w.strip() for w in self.headers["connection"].lower().split(",")]
         return "close" not in words and (self.minor > 0 or "keep-alive" in words)
 
 
@@ -858,7 +855,7 @@ def parse_head(data: bytes) -> Head:
         name, value = name.lower(), value.strip(" \t")
         headers[name] = join_fields(name, headers[name], value) if name in headers else value
     target, minor = line[2], int(line[4])
-    check_framing(headers, minor)
+    length = parse_framing(headers, minor)
     host = headers.get("host")
     if host is None and minor or host and not HOST.fullmatch(host):
         raise S3Error("BadRequest", "There must be one valid Host header.")
@@ -866,7 +863,7 @@ def parse_head(data: bytes) -> Head:
         target, host = absolute_target(line[1], target, host or "")
         headers["host"] = host  # what a signature covers is what counts [RFC 9112 §3.2.2]
     path, _, query = target.partition("?")
-    head = Head(line[1], path, "", [], {}, headers, (host or "").lower(), minor)
+    head = Head(line[1], path, "", [], {}, headers, (host or "").lower(), minor, length)
     return head.with_query(query) if query else head
 
 
@@ -887,17 +884,21 @@ def join_fields(name: str, first: str, second: str) -> str:
     return first
 
 
-def check_framing(headers: Mapping[str, str], minor: int) -> None:
-    """Where the body ends must have one reading only. Raises BadRequest, NotImplemented."""
+def parse_framing(headers: Mapping[str, str], minor: int) -> Optional[int]:
+    """The Content-Length. Where the body ends must have one reading only.
+
+    Raises BadRequest, NotImplemented.
+    """
     length, coding = headers.get("content-length"), headers.get("transfer-encoding")
     if length is not None and not re.fullmatch("[0-9]{1,18}", length):
         raise S3Error("BadRequest", "Content-Length is not a number.")
-    if coding is None:
-        return
-    if length is not None or minor == 0:
-        raise S3Error("BadRequest", "Transfer-Encoding stands beside Content-Length or HTTP/1.0.")
-    if coding.lower() != "chunked":
-        raise S3Error("NotImplemented", "Of transfer encodings only chunked is understood.")
+    if coding is not None:
+        if length is not None or minor == 0:
+            raise S3Error("BadRequest",
+                          "Transfer-Encoding stands beside Content-Length or HTTP/1.0.")
+        if coding.lower() != "chunked":
+            raise S3Error("NotImplemented", "Of transfer encodings only chunked is understood.")
+    return None if length is None else int(length)
 
 
 def absolute_target(method: str, target: str, host: str) -> tuple[str, str]:
@@ -1565,13 +1566,12 @@ def canonical_request(head: Head, claim: Claim, query: str, /, **changed: str) -
 
     `query` is the canonical one: the forty candidates of a wrong signature share it.
     """
-    lines = []
-    for name in claim.names:
-        value = changed[name] if name in changed else head.headers.get(name, "")
-        lines.append(f"{name}:{re.sub(' +', ' ', value) if '  ' in value else value}")
+    headers = {**head.headers, **changed} if changed else head.headers
+    lines = "\n".join([f"{name}:{headers.get(name, '')}" for name in claim.names])
+    lines = re.sub(" +", " ", lines) if "  " in lines else lines
     query = changed.get("query", query)
     path = changed["path"] if "path" in changed else canonical_path(head.path)
-    return "\n".join([changed.get("method", head.method), path, query, *lines, "",
+    return "\n".join([changed.get("method", head.method), path, query, lines, "",
                       ";".join(claim.names), claim.payload])
 
 
@@ -1580,6 +1580,7 @@ def string_to_sign(claim: Claim, canonical: str) -> str:
     return f"{ALGORITHM}\n{claim.date}\n{claim.scope}\n{digest}"
 
 
+@functools.lru_cache(256)
 def parse_credential(text: str, code: str) -> tuple[str, str]:
     """(access key, scope). Raises `code`. Any region is accepted as it is signed. [ours]"""
     match = CREDENTIAL.fullmatch(text)
@@ -3640,7 +3641,7 @@ def piece_of(name: str, is_folder: bool) -> Optional[str]:
 
 def is_canonical(key: str, names: tuple[str, ...]) -> bool:
     """Whether the file is where its key would be looked for."""
-    if "%" not in names[-1] and is_plain(key):
+    if "%" not in names[-1] and len(key) <= MAX_KEY // 4 and is_plain(key):
         return True
     return key_of_names(list(names)) == key and 0 < len(key.encode()) <= MAX_KEY
 
@@ -5453,6 +5454,7 @@ def guess_type(key: str) -> str:
 # ==================================================================================================
 
 OWNER = [("ID", "s3mini"), ("DisplayName", "s3mini")]
+NO_GRANTS: frozenset[str] = frozenset()
 EVERYTHING = frozenset(("read", "list", "write", "overwrite", "delete", "configure"))
 
 
@@ -5667,9 +5669,9 @@ class Buckets:
     def grants(self, name: str, access_key: str) -> frozenset[str]:
         """What a key may do with the bucket: the union of the sections that name it."""
         if name in self._declared:
-            return self._declared[name][1].get(access_key, frozenset())
+            return self._declared[name][1].get(access_key, NO_GRANTS)
         if not access_key or self._owner(name) != access_key:
-            return frozenset()
+            return NO_GRANTS
         return union_of_modes(self.config.patterns_of(access_key, name), access_key)
 
     def visible(self, access_key: str) -> list[tuple[str, float]]:
@@ -7642,21 +7644,27 @@ class App:
         head, bucket = call.head, answer.bucket
         if head.method == "OPTIONS":
             return self.preflight(answer, head)
-        with contextlib.suppress(S3Error):  # before all checks: a page is to see why it is refused
-            answer.rules = self.rules_of(bucket)
+        section, missing = None, None
+        try:
+            section = self.buckets.find(bucket)
+        except S3Error as why:
+            missing = why
+        store = self.buckets.store(bucket, section)
+        if not missing:  # before all checks: a page is to see why it is refused
+            answer.rules = cors_rules(section, store.about())
         if call.address and has_claim(head):
             self.failures.check(call.address, call.now)
         signed = verify(head, self.buckets.keyring, in_host, call.now)
         answer.access_key = signed.access_key if signed else ""
         head = hoist(head) if signed and head.query_text else head
         operation, needs = resolve(head, OBJECT if key else BUCKET if bucket else SERVICE)
-        section, grants = None, frozenset[str]()
+        grants = NO_GRANTS
         if bucket and operation is not create_bucket:
-            section = self.buckets.find(bucket)
+            if missing:
+                raise missing
             grants = self.buckets.grants(bucket, answer.access_key)
             if section and key and key.startswith(section.public or ("\0",)):
                 grants |= {"read"}
-        store = self.buckets.store(bucket, section)
         req = Request(head, bucket, key, self.buckets, store, section, signed, grants,
                       call.source, call.now, call.id, [])
         authorize(req, needs)
@@ -7667,13 +7675,8 @@ class App:
             if bucket and store.about() is None:  # deleted while we were at it
                 raise S3Error("NoSuchBucket", BucketName=bucket) from None
             raise
-        answer.trouble = "; ".join(dict.fromkeys(req.troubles))
+        answer.trouble = "; ".join(dict.fromkeys(req.troubles)) if req.troubles else ""
         return response
-
-    def rules_of(self, bucket: str) -> list[CorsRule]:
-        """Raises NoSuchBucket."""
-        section = self.buckets.find(bucket)
-        return cors_rules(section, self.buckets.store(bucket, section).about())
 
     def preflight(self, answer: Answer, head: Head) -> Response:
         """A browser's question before a request to another origin; it carries no signature.
@@ -7683,7 +7686,8 @@ class App:
         if "origin" not in head.headers or "access-control-request-method" not in head.headers:
             raise S3Error("BadRequest", "Insufficient information. Origin and "
                           "Access-Control-Request-Method request headers needed.")
-        answer.rules = self.rules_of(answer.bucket)
+        section = self.buckets.find(answer.bucket)
+        answer.rules = cors_rules(section, self.buckets.store(answer.bucket, section).about())
         if not cors_headers(answer.rules, head):
             raise S3Error("AccessForbidden", "CORSResponse: This CORS request is not allowed. Set "
                           "cors = in buckets.ini for it.")
@@ -7911,6 +7915,11 @@ NEAR_PEER = re.compile(  # [RFC 1918, 3927, 4193, 4291, 6598]
 ADDRESS = re.compile(r"[0-9A-Fa-f.:\[\]%]{2,64}")  # what else a client sends is kept from the log
 
 
+@functools.lru_cache(1024)
+def is_near(peer: str) -> bool:
+    return NEAR_PEER.fullmatch(peer) is not None
+
+
 PARKED, BUSY, ENDED = "parked", "busy", "ended"  # what becomes of a connection after its turn
 
 
@@ -7976,7 +7985,8 @@ class Connection:
         """
         stream, data = self.stream, b""
         try:
-            data = stream.next_head()
+            if stream.holds(1):
+                data = stream.next_head()
             if not data:
                 if not stream.arrived():
                     raise Disconnected
@@ -8076,7 +8086,7 @@ class Connection:
         if self.server.app.config.trust_proxy:
             forwarded = head.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
             return forwarded if ADDRESS.fullmatch(forwarded) else self.peer
-        return "" if NEAR_PEER.fullmatch(self.peer) else self.peer
+        return "" if is_near(self.peer) else self.peer
 
     def finish(
         self, head: Head, source: Optional[Source], answer: Answer, now: float, began: float
