@@ -101,6 +101,8 @@ MAX_FORM = 20 * KIB  # bytes, fields of a POST form before the file            [
 MAX_TAGS = 10  # tags of an object; 50 of a bucket                             [AWS: tagging]
 
 PIECE = 256 * KIB  # bytes, one read of a body or a file                       [measured]
+HASH_AHEAD = 2  # pieces of a body that wait for the slowest hash               [measured]
+FREE_BEHIND = MIB  # bytes of a file that is replaced, then it is freed later    [measured]
 WRITE_AHEAD = 2 * MIB  # bytes of a body, then the disk begins to write them   [measured]
 SMALL = 64 * KIB  # bytes, a body sent in one write with its head              [measured]
 MIN_CHUNK = 8 * KIB  # bytes, every aws-chunked chunk but the last       [AWS: sigv4-streaming]
@@ -2312,37 +2314,53 @@ def parse_trailer(headers: Mapping[str, str], payload: str, has_header: bool) ->
 
 
 @functools.lru_cache(1)
-def hash_threads() -> Any:
+def helpers() -> Any:
     """Threads that hash while others receive and write; hashlib works without Python's lock."""
     from concurrent.futures import ThreadPoolExecutor
 
-    return ThreadPoolExecutor(os.cpu_count(), "hash")
+    return ThreadPoolExecutor(os.cpu_count(), "helper")
 
 
 class Md5Behind:
-    """MD5, the slowest of the hashes, one piece behind the reader in another thread.
+    """MD5, the slowest of the hashes, up to HASH_AHEAD pieces behind the reader in other threads.
 
-    Small pieces are hashed at once: handing one over takes 30 us, hashing 64 KiB takes 110.
+    One of its pieces at a time waits for a thread, so that all bodies have their turns. Small ones
+    are hashed at once: handing one over takes 30 us, hashing 64 KiB takes 110.
     """
 
     def __init__(self) -> None:
-        self._md5, self._pending = hashlib.md5(), None
+        self._md5 = hashlib.md5()
+        self._pieces: deque[bytes] = deque()  # the first is being hashed
+        self._changed: Optional[threading.Condition] = None
 
     def update(self, data: bytes) -> None:
-        self._wait()
-        if len(data) < SMALL:
+        if not self._pieces and len(data) < SMALL:
             self._md5.update(data)
-        else:
-            self._pending = hash_threads().submit(self._md5.update, data)
+            return
+        self._changed = self._changed or threading.Condition()
+        with self._changed:
+            while len(self._pieces) >= HASH_AHEAD:
+                self._changed.wait()
+            self._pieces.append(data)
+            is_first = len(self._pieces) == 1
+        if is_first:
+            helpers().submit(self._hash_one, self._changed)
 
-    def _wait(self) -> None:
-        pending: Any = self._pending
-        if pending is not None:
-            pending.result()
-            self._pending = None
+    def _hash_one(self, changed: threading.Condition) -> None:
+        self._md5.update(self._pieces[0])
+        with changed:
+            self._pieces.popleft()
+            has_more = bool(self._pieces)
+            changed.notify()
+        if has_more:
+            helpers().submit(self._hash_one, changed)
 
     def digest(self) -> bytes:
-        self._wait()
+        """Once all is hashed."""
+        if self._changed:
+            with self._changed:
+                while self._pieces:
+                    self._changed.wait()
         return self._md5.digest()
 
 
@@ -3284,6 +3302,26 @@ def open_regular(folder: Folder, name: str, own: bool = True) -> Optional[Place]
         return Place(folder, name, fd)
     os.close(fd)
     return None
+
+
+@contextlib.contextmanager
+def freed_behind(place: Place, size: int) -> Iterator[None]:
+    """The disk frees a large file that is replaced inside while the answer is on its way.
+
+    Held open, it is freed when it is closed. With it 16 MiB over 16 MiB took 32 ms, and 28 without.
+    """
+    fd = -1
+    if size >= FREE_BEHIND and HAS_DIR_FD:
+        with contextlib.suppress(OSError):
+            fd = place.folder.open_file(place.name)
+    try:
+        yield
+    finally:
+        if fd >= 0:
+            try:
+                helpers().submit(os.close, fd)
+            except RuntimeError:  # the program ends
+                os.close(fd)
 
 
 def folders_unless_file(folder: Folder) -> Optional[list[str]]:
@@ -4569,7 +4607,8 @@ class Store:
         """Steps 4 to 7. Before the data file's rename `previous` fits it, after it `current`."""
         self._write_sidecar(place, sidecar, is_sure=not self._keeps_order())
         try:
-            staged.rename(place.folder, place.name)
+            with freed_behind(place, sidecar.previous.size if sidecar.previous else 0):
+                staged.rename(place.folder, place.name)
         except IsADirectoryError:  # a folder took the name: the sidecar is nobody's
             self._drop(place.folder, place.sidecar)
             raise

@@ -803,3 +803,18 @@ def test_a_composite_checksum_is_that_of_the_parts_checksums() -> None:
 )
 def test_base64_has_one_spelling(text: str, size: int, expected: Optional[bytes]) -> None:
     assert expected == s3mini.parse_base64(text, size)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_md5_behind_the_reader_is_the_md5_of_all(seed: int) -> None:
+    """More bodies at a time than there are threads, in pieces large and small."""
+    source = random.Random(seed)
+    bodies = [(s3mini.Md5Behind(), hashlib.md5()) for _ in range(12)]
+    for _ in range(150):
+        behind, plain = source.choice(bodies)
+        piece = source.randbytes(source.choice([1, 100, s3mini.SMALL - 1, s3mini.SMALL, 300_000]))
+        behind.update(piece)
+        plain.update(piece)
+
+    assert [plain.digest() for _, plain in bodies] == [behind.digest() for behind, _ in bodies]
+    assert bodies[0][1].digest() == bodies[0][0].digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -86,6 +87,49 @@ def test_a_write_sees_what_is_there_not_what_it_remembers(tmp_path: Path, how: s
 
 
 # -- objects are files -----------------------------------------------------------------------------
+
+
+def held(store: s3mini.Store) -> list[str]:
+    """Files of a bucket that somebody in this process has open."""
+    links = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    found = [os.readlink(link) for link in links if os.path.lexists(link)]
+    return [path for path in found if path.startswith(store.root + "/")]
+
+
+def test_a_large_file_that_is_replaced_is_freed_behind_the_answer(tmp_path: Path) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False))
+    store.create()
+    put(store, "k", b"1" * s3mini.FREE_BEHIND, "1")
+    reader = store.open("k")
+    for name in "23":
+        put(store, "k", name.encode() * s3mini.FREE_BEHIND, name)
+
+    assert b"1" * s3mini.FREE_BEHIND == os.pread(reader.fd, s3mini.FREE_BEHIND + 1, 0)
+    reader.close()
+    deadline = time.monotonic() + 10
+    while held(store) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [] == held(store)
+
+
+def test_a_large_file_that_could_not_be_replaced_is_not_held(tmp_path: Path) -> None:
+    class Worn(s3mini.Disk):
+        def rename(self, path: str, folder: s3mini.Folder, name: str) -> None:
+            if name == "k" and os.path.exists(os.path.join(folder.path, name)):
+                raise OSError(errno.EIO, "worn")
+            super().rename(path, folder, name)
+
+    store = s3mini.Store(str(tmp_path / "b"), Worn(durable=False))
+    store.create()
+    put(store, "k", b"1" * s3mini.FREE_BEHIND, "1")
+    with pytest.raises(OSError, match="worn"):
+        put(store, "k", b"2" * s3mini.FREE_BEHIND, "2")
+
+    deadline = time.monotonic() + 10
+    while held(store) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [] == held(store)
+    assert b"1" == (tmp_path / "b/k").read_bytes()[:1]
 
 
 def test_an_object_is_a_file_at_its_natural_path(s3: Client, folder: Path) -> None:
