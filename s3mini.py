@@ -2685,6 +2685,12 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
     return os.read(fd, size)
 
 
+def disk_size(fd: int) -> int:
+    """Bytes of the disk that the file is on; MAX_OBJECT where it does not say."""
+    info = os.fstatvfs(fd)
+    return info.f_blocks * info.f_frsize or MAX_OBJECT
+
+
 def hash_file(fd: int, start: int, size: int) -> str:
     """The MD5 of `size` bytes of a file, in hex."""
     total, offset = hashlib.md5(), start
@@ -5098,7 +5104,8 @@ class Store:
         """A part's place in the whole, so that Complete copies nothing; None where it gets none.
 
         Places are as large as the first part that came: nearly all clients' parts are, but for the
-        last. Each is given once, and only to writers of one `serve`: a network disk may lose what
+        last. None ends behind the disk's own end: a backup that does not know holes would read
+        them. Each is given once, and only to writers of one `serve`: a network disk may lose what
         two machines write to one file. A shared lock on the whole keeps Complete from taking it.
         """
         if not length or not HAS_FLOCK:
@@ -5109,7 +5116,7 @@ class Store:
             fd = self._open_whole(path, exclusive=False)
             with closed_on_error(fd):  # nobody takes it from here on, or forbids new places
                 size = self._slot_size(path, length if number == 1 or length >= MIN_PART else 0)
-                if length <= size:
+                if length <= size and number * size <= disk_size(fd):
                     os.close(self.disk.create(claim))
                     with removed_on_error(claim):
                         return Slot(self.disk, fd, claim, (number - 1) * size, length)

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -827,6 +828,29 @@ def test_a_place_far_behind_counts_for_what_is_in_it(joined: Joined) -> None:
     assert P == joined.store.held()
     joined.store.abort_upload(joined.upload)
     assert 0 == joined.store.held()
+
+
+def test_no_place_ends_behind_the_disk(joined: Joined, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that first sends its last part, with a number it made up, makes no huge file."""
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: SimpleNamespace(f_blocks=1, f_frsize=4096))
+    joined.put(10_000, b"zzzz")
+    joined.put(4096 // P, b"yyyy")
+    joined.put(1, b"aaaa")
+
+    assert (joined.folder / s3mini.WHOLE).stat().st_size == 4096
+    assert b"aaaayyyyzzzz" == joined.complete(1, 4096 // P, 10_000)
+    assert 12 == joined.disk.copied
+
+
+def test_a_disk_that_tells_no_size_gives_places(
+    joined: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: SimpleNamespace(f_blocks=0, f_frsize=4096))
+    joined.put(1, b"aaaa")
+    joined.put(2, b"bbbb")
+
+    assert b"aaaabbbb" == joined.complete(1, 2)
+    assert 0 == joined.disk.copied
 
 
 # -- checksums -------------------------------------------------------------------------------------
