@@ -707,7 +707,7 @@ class S3mini(Server):
                 "--data", str(self.data), "--listen", f"127.0.0.1:{port}"]
 
     def environment(self) -> dict:
-        return {"PYTHONPATH": str(S3MINI.parent)}
+        return {"PYTHONPATH": str(S3MINI.parent), "MALLOC_ARENA_MAX": "2"}  # as s3mini.service
 
     def fill_start(self) -> None:
         kept, self.durability = self.durability, "none"
