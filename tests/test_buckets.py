@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import INI, Serve, Server, flip
 from signing_client import Client, Reply
+
+import s3mini
 
 DENIED = (403, "AccessDenied")
 
@@ -97,6 +100,33 @@ BAD_NAMES = [
     "te", "Test-a", "test_a", "test-a_b", "-test", "test-", ".test", "test-a..b", "test-a.",
     "192.168.5.4", "x" * 64, "test-%20a", "test-%C3%A4", "test-%2A", "test-a%0A",
 ]  # fmt: skip
+
+
+def test_a_folder_that_is_not_ours_is_no_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's, of mode 0700, beside the buckets: nobody learns that it is there."""
+    about = s3mini.Store.about
+
+    def denied(store: s3mini.Store) -> object:
+        if store.root.endswith("/backup"):
+            raise PermissionError(13, "Permission denied", store.root)
+        return about(store)
+
+    (tmp_path / "backup").mkdir()
+    monkeypatch.setattr(s3mini.Store, "about", denied)
+    with s3mini.start("media", data=str(tmp_path)) as fake:
+        for client in (Client(fake.endpoint.partition("//")[2], "s3mini", "s3mini-secret"),
+                       Client(fake.endpoint.partition("//")[2])):
+            answers = {outcome(client(method, target=f"/{name}/k"))
+                       for method in ("GET", "PUT", "DELETE") for name in ("backup", "nothing")}
+
+            assert {(404, "NoSuchBucket")} == answers
+
+
+@pytest.mark.parametrize("name", ["20240101", "1.2.3", "1.2.3.4.5", "1.2.3.4-a", "a.b-c.d"])
+def test_a_name_of_digits_is_no_address(name: str) -> None:
+    assert s3mini.is_bucket_name(name)
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)

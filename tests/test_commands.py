@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import re
@@ -195,6 +196,32 @@ def test_a_later_run_reads_the_file_and_keeps_its_secrets(start: Start, tmp_path
     assert secret not in second.said
 
 
+def test_what_the_first_file_proposes_is_good_as_it_stands(start: Start, tmp_path: Path) -> None:
+    first = start(first=True)
+    first.read_until("aws s3 cp")
+    first.end()
+    text = (tmp_path / "buckets.ini").read_text().replace("#public", "public")
+    (tmp_path / "buckets.ini").write_text(text)
+    program = start("config")
+
+    assert 0 == program.end(0), program.said
+    assert "public = read\n" in text
+
+
+@pytest.mark.parametrize("command", ["check", "manifest"])
+def test_a_data_folder_that_is_not_there_is_one_sentence(
+    start: Start, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "buckets.ini").write_text(INI)
+    (tmp_path / "buckets.ini").chmod(0o600)
+    program = start(command, "--data", str(tmp_path / "away"))
+
+    assert 2 == program.end(0)
+    assert f"cannot use the data folder {tmp_path}/away" in program.said
+    assert "--data" in program.said
+    assert 1 == program.said.count("\n")
+
+
 def test_two_first_runs_have_different_keys(start: Start, tmp_path: Path) -> None:
     secrets = set()
     for _ in range(2):
@@ -276,6 +303,7 @@ def test_dev_keeps_a_folder_that_it_is_given(start: Start, tmp_path: Path) -> No
         (["dev", "--listen", "203.0.113.1:1"], ["203.0.113.1:1"]),
         (["serve"], ["buckets.ini", "--config"]),
         (["config"], ["buckets.ini", "--config"]),
+        (["check", "--config", "nowhere.ini"], ["nowhere.ini", "--config"]),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_sentence(
@@ -478,6 +506,24 @@ def test_the_log_has_a_line_for_each_request_and_no_secret(serve: Serve) -> None
     assert all(word in lines[1] for word in ("GET", "/media/missing", "404", "NoSuchKey"))
     assert url.rpartition("=")[2] not in server.log
     assert client.secret_key not in server.log
+
+
+@pytest.mark.parametrize("log", ["text", "json"])
+def test_what_is_no_request_has_a_line_of_the_same_fields(serve: Serve, log: str) -> None:
+    server = serve(INI, log=log)
+    server.client(bucket="media").get("k")
+    with socket.create_connection((server.host, server.port)) as sock:
+        sock.sendall(b"no request\r\n\r\n")
+        while sock.recv(1000):
+            pass
+    server.stop()
+    lines = server.log.splitlines()
+    fields = [list(json.loads(line)) if log == "json" else line.split() for line in lines]
+
+    assert 2 == len(fields), server.log
+    assert len(fields[0]) == len(fields[1])
+    assert log == "text" or fields[0] == fields[1]
+    assert 1 == len([line for line in lines if "BadRequest" in line and "400" in line])
 
 
 LATE_SIGNAL = """

@@ -72,6 +72,10 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
     "listen": ("[SERVER]\nlisten = 9000\n" + GOOD, 2, ["listen", "'9000'", "127.0.0.1:9000"]),
     "listen port": ("[SERVER]\nlisten = a:99999\n" + GOOD, 2, ["'a:99999'"]),
     "listen empty": ("[SERVER]\nlisten =\n" + GOOD, 2, ["no address"]),
+    "listen nothing": ("[SERVER]\nlisten = ,\n" + GOOD, 2, ["no address"]),
+    "domain with a port": (
+        "[SERVER]\ndomain = s3.localhost:9000\n" + GOOD, 2, ["s3.localhost:9000", "port"]
+    ),
     "hosts": (
         "[SERVER]\nhosts = https://x.de\n" + GOOD,
         2,

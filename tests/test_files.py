@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any, Callable
@@ -96,34 +97,60 @@ def held(store: s3mini.Store) -> list[str]:
     return [path for path in found if path.startswith(store.root + "/")]
 
 
-def test_a_large_file_that_is_replaced_is_freed_behind_the_answer(tmp_path: Path) -> None:
-    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False))
-    store.create()
-    put(store, "k", b"1" * s3mini.FREE_BEHIND, "1")
-    reader = store.open("k")
-    for name in "23":
-        put(store, "k", name.encode() * s3mini.FREE_BEHIND, name)
+LARGE = 10_000  # bytes, for the next two tests
 
-    assert b"1" * s3mini.FREE_BEHIND == os.pread(reader.fd, s3mini.FREE_BEHIND + 1, 0)
+
+def ordered(root: Path, disk: s3mini.Disk, monkeypatch: pytest.MonkeyPatch) -> s3mini.Store:
+    """A bucket on a disk that is known to keep the order of names."""
+    monkeypatch.setattr(s3mini, "FREE_BEHIND", LARGE)
+    store = s3mini.Store(str(root), disk)
+    store._is_ordered = True
+    store.create()
+    return store
+
+
+@pytest.mark.parametrize("threads", ["there are", "are too many", "there are no more"])
+def test_a_large_file_that_is_replaced_is_freed_behind_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: str
+) -> None:
+    disk = s3mini.Disk(durable=False)
+    store = ordered(tmp_path / "b", disk, monkeypatch)
+    if threads == "are too many":
+        monkeypatch.setattr(disk, "_closers", threading.Semaphore(0))
+    put(store, "k", b"1" * LARGE, "1")
+    reader = store.open("k")
+    if threads == "there are no more":
+        monkeypatch.setattr(threading.Thread, "start", no_more)
+    for name in "23":
+        put(store, "k", name.encode() * LARGE, name)
+    monkeypatch.undo()
+
+    assert b"1" * LARGE == os.pread(reader.fd, LARGE + 1, 0)
     reader.close()
     deadline = time.monotonic() + 10
     while held(store) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [] == held(store)
+    assert b"3" == (tmp_path / "b/k").read_bytes()[:1]
 
 
-def test_a_large_file_that_could_not_be_replaced_is_not_held(tmp_path: Path) -> None:
+def no_more(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_a_large_file_that_could_not_be_replaced_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Worn(s3mini.Disk):
         def rename(self, path: str, folder: s3mini.Folder, name: str) -> None:
             if name == "k" and os.path.exists(os.path.join(folder.path, name)):
                 raise OSError(errno.EIO, "worn")
             super().rename(path, folder, name)
 
-    store = s3mini.Store(str(tmp_path / "b"), Worn(durable=False))
-    store.create()
-    put(store, "k", b"1" * s3mini.FREE_BEHIND, "1")
+    store = ordered(tmp_path / "b", Worn(durable=False), monkeypatch)
+    put(store, "k", b"1" * LARGE, "1")
     with pytest.raises(OSError, match="worn"):
-        put(store, "k", b"2" * s3mini.FREE_BEHIND, "2")
+        put(store, "k", b"2" * LARGE, "2")
 
     deadline = time.monotonic() + 10
     while held(store) and time.monotonic() < deadline:
@@ -392,6 +419,26 @@ def test_a_damaged_sidecar_never_makes_an_object_unreadable(s3: Client, folder: 
 
         assert (200, b"content", md5(b"content")) == (got.status, got.body, got.etag), text
         assert 200 == s3.put("k.txt", b"again").status
+
+
+def test_a_folder_in_a_sidecars_place_is_no_sidecar(s3: Client, folder: Path) -> None:
+    s3.put("k", b"x")
+    sidecar(folder / "k").unlink()
+    sidecar(folder / "k").mkdir()
+
+    assert ["k"] == listed(s3)
+    assert 200 == s3.head("k").status
+
+
+def test_a_key_is_not_listed_where_nobody_would_find_it(s3: Client, folder: Path) -> None:
+    """Moved to a name that is another spelling of its own."""
+    keys = ["ab/x", "ab/" + "x" * 61, "ab/" + "x" * 241]
+    for key in keys:
+        s3.put(key, b"x")
+    (folder / "ab").rename(folder / "a%62")
+
+    assert [] == listed(s3)
+    assert {404} == {s3.head(key).status for key in keys}
 
 
 def test_an_orphan_sidecar_is_harmless(s3: Client, folder: Path) -> None:

@@ -502,6 +502,7 @@ WRONG_HEADERS = {
     "credential of four parts": (authorization("/us-east-1/", "/"), MALFORMED),
     "credential of six parts": (authorization("/s3/", "/s3/s3/"), MALFORMED),
     "credential without a key": (authorization(f"={ACCESS_KEY}/", "=/"), MALFORMED),
+    "credential with a huge key": (authorization(ACCESS_KEY, "A" * 300), MALFORMED),
     "scope's date too short": (authorization("/20130524/", "/2013524/"), MALFORMED),
     "scope's date no date": (authorization("/20130524/", "/2013May4/"), MALFORMED),
     "scope's date another": (authorization("/20130524/", "/20130525/"), MALFORMED),
