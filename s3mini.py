@@ -7553,8 +7553,10 @@ def resolve(head: Head, scope: str) -> tuple[Operation, str]:
     if "x-amz-copy-source" in head.headers:
         selector = f"{selector} copy".lstrip()
     row = ROUTES.get((head.method, scope, selector))
+    if not row and selector:
+        raise S3Error("NotImplemented", f"{head.method} with {selector!r} is not done here.")
     if not row:
-        raise S3Error("NotImplemented" if selector else "MethodNotAllowed", Method=head.method)
+        raise S3Error("MethodNotAllowed", Method=head.method)
     if head.query_text and head.method not in ("GET", "HEAD"):
         allowed = ALLOWED_NAMES.get((head.method, selector), set())
         for name, value in head.query.items():
@@ -8216,7 +8218,7 @@ class Connection:
             self.stream.send(self.head_of(response) + response.body)
         self.linger()
         if self.server.log:
-            self.server.log({"time": render_iso_date(time.time()), "peer": self.peer, "key": "-",
+            self.server.log({"time": render_log_time(time.time()), "peer": self.peer, "key": "-",
                              "method": "-", "target": "-", "status": response.status,
                              "code": why.code, "bytes": 0, "ms": 0.0, "id": request_id})
         return False
@@ -8321,7 +8323,7 @@ class Connection:
         )
         self.server.log(
             {
-                "time": render_iso_date(now),
+                "time": render_log_time(now),
                 "peer": self.address_of(head) or self.peer,
                 "key": answer.access_key or "-",
                 "method": head.method,
@@ -8342,6 +8344,11 @@ def is_small(response: Response) -> bool:
 
 
 SECRET_NAMES = re.compile(r"(?i)(?:x-amz-)?signature|x-amz-security-token|x-amz-credential")
+
+
+def render_log_time(seconds: float) -> str:
+    """ "1994-11-06T08:49:37.042Z": S3's own times have no milliseconds, a log needs them."""
+    return f"{render_iso_date(seconds)[:-4]}{int(seconds % 1 * 1000):03}Z"
 
 
 def hide_secrets(query_text: str) -> str:

@@ -522,6 +522,7 @@ def test_what_is_no_request_has_a_line_of_the_same_fields(serve: Serve, log: str
 
     assert 2 == len(fields), server.log
     assert len(fields[0]) == len(fields[1])
+    assert 2 == len(re.findall(r"\b20[0-9-]{8}T[0-9:]{8}\.[0-9]{3}Z", server.log))
     assert log == "text" or fields[0] == fields[1]
     assert 1 == len([line for line in lines if "BadRequest" in line and "400" in line])
 
@@ -555,6 +556,11 @@ def test_a_signal_that_interrupts_no_wait_ends_the_server_all_the_same(tmp_path:
 
 
 # -- the fake --------------------------------------------------------------------------------------
+
+
+def test_the_log_has_milliseconds() -> None:
+    assert "1994-11-06T08:49:37.042Z" == s3mini.render_log_time(784111777.0425)
+    assert "1994-11-06T08:49:37.999Z" == s3mini.render_log_time(784111777.9999)
 
 
 def test_the_fake_serves_buckets_in_this_process() -> None:
