@@ -1485,12 +1485,12 @@ def combine_composite(algorithm: str, parts: list[str]) -> str:
 ALGORITHM = "AWS4-HMAC-SHA256"
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 UNSIGNED = "UNSIGNED-PAYLOAD"
-CREDENTIAL = re.compile(  # of limited length: it is kept in a cache before it is believed
+CREDENTIAL = re.compile(
     r"([^/,\s]{1,256})/([0-9]{8})/([^/,\s]{0,64})/([^/,\s]{0,64})/([^/,\s]{0,64})"
 )
 AUTHORIZATION = re.compile(
     ALGORITHM + r"[ \t]+Credential=([^,\s]*)[ \t]*,[ \t]*"
-    r"SignedHeaders=([^,\s]*)[ \t]*,[ \t]*Signature=([^,\s]*)"
+    r"SignedHeaders=([^,\s]{0,4096})[ \t]*,[ \t]*Signature="
 )
 
 
@@ -1590,7 +1590,6 @@ def string_to_sign(claim: Claim, canonical: str) -> str:
     return f"{ALGORITHM}\n{claim.date}\n{claim.scope}\n{digest}"
 
 
-@functools.lru_cache(256)
 def parse_credential(text: str, code: str) -> tuple[str, str]:
     """(access key, scope). Raises `code`. Any region is accepted as it is signed. [ours]"""
     match = CREDENTIAL.fullmatch(text)
@@ -1604,12 +1603,13 @@ def parse_credential(text: str, code: str) -> tuple[str, str]:
     return match[1], text[len(match[1]) + 1 :]
 
 
-def parse_authorization(head: Head) -> Claim:
-    """The claim of an Authorization header. [AWS: SigV4 header]
+@functools.lru_cache(64)
+def parse_claimed(text: str) -> tuple[str, str, tuple[str, ...]]:
+    """(access key, scope, signed headers) of an Authorization header without its signature.
 
-    Raises InvalidArgument, InvalidRequest, AuthorizationHeaderMalformed, AccessDenied.
+    Fast path: they stay the same for a day, and are limited in length, for nobody believes them
+    yet. Raises InvalidArgument, InvalidRequest, AuthorizationHeaderMalformed: these are not kept.
     """
-    text, headers = head.headers["authorization"], head.headers
     match = AUTHORIZATION.fullmatch(text)
     if not match:
         kind = text.split(" ", 1)[0]
@@ -1621,6 +1621,19 @@ def parse_authorization(head: Head) -> Claim:
                           ArgumentName="Authorization", ArgumentValue=kind)
         raise S3Error("AuthorizationHeaderMalformed")
     access_key, scope = parse_credential(match[1], "AuthorizationHeaderMalformed")
+    return access_key, scope, tuple(match[2].split(";"))
+
+
+def parse_authorization(head: Head) -> Claim:
+    """The claim of an Authorization header. [AWS: SigV4 header]
+
+    Raises AccessDenied, InvalidRequest and what parse_claimed raises.
+    """
+    text, headers = head.headers["authorization"], head.headers
+    start, mark, signature = text.rpartition("Signature=")
+    access_key, scope, names = parse_claimed(start + mark or text)
+    if not signature.isalnum() and not re.fullmatch(r"[^,\s]*", signature):
+        raise S3Error("AuthorizationHeaderMalformed")
     date = headers.get("x-amz-date", "")
     if not date and "date" in headers:
         seconds = parse_http_date(headers["date"])
@@ -1634,8 +1647,7 @@ def parse_authorization(head: Head) -> Claim:
     if "x-amz-content-sha256" not in headers:
         raise S3Error("InvalidRequest", "Missing required header for this request: "
                       "x-amz-content-sha256")
-    names = tuple(match[2].split(";"))
-    return Claim(access_key, date, scope, names, match[3], headers["x-amz-content-sha256"])
+    return Claim(access_key, date, scope, names, signature, headers["x-amz-content-sha256"])
 
 
 def parse_presigned(head: Head) -> tuple[Claim, int]:
@@ -2738,6 +2750,13 @@ def shared(items: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
     return dict(items)
 
 
+def drop_oldest(known: dict[str, Any], most: int) -> None:
+    """Of a cache that threads share: another one may drop the same, or add meanwhile."""
+    while len(known) > most:
+        with contextlib.suppress(KeyError, StopIteration, RuntimeError):
+            del known[next(iter(known))]
+
+
 @functools.lru_cache(1024)
 def one(way: Way) -> Way:
     """The same object for all folders' ways that are equal: 0.3 KiB a folder less in each entry."""
@@ -3544,6 +3563,11 @@ def scan_names(folder: Folder, is_root: bool) -> Optional[Names]:
     return Names(pieces)
 
 
+def tick_of(info: os.stat_result) -> float:
+    """Seconds within which another change may have the same time."""
+    return 2.0 if info.st_mtime_ns % 1_000_000_000 == 0 else MTIME_TICK
+
+
 class NamesOf(NamedTuple):
     """What a folder held at one time."""
 
@@ -3575,8 +3599,7 @@ class NamesCache:
             if since and known.at >= since:
                 return known.names
         names = scan_names(folder, is_root)
-        tick = 2.0 if info.st_mtime_ns % 1_000_000_000 == 0 else MTIME_TICK
-        settled = info.st_mtime_ns < (now - tick) * 1e9
+        settled = info.st_mtime_ns < (now - tick_of(info)) * 1e9
         if names and len(names) >= FEW_NAMES:
             mtime_ns = info.st_mtime_ns if settled else 0
             self._add(folder.path, NamesOf(info.st_ino, mtime_ns, now, names))
@@ -3776,8 +3799,7 @@ class Contents:
         return self._known.get(generation_of(info))
 
     def add(self, info: os.stat_result, data: bytes) -> None:
-        tick = 2.0 if info.st_mtime_ns % 1_000_000_000 == 0 else MTIME_TICK
-        if info.st_ctime_ns > (time.time() - tick) * 1e9 or len(data) != info.st_size:
+        if info.st_ctime_ns > (time.time() - tick_of(info)) * 1e9 or len(data) != info.st_size:
             return
         with self._lock:
             self._size += len(data) - len(self._known.pop(generation_of(info), b""))
@@ -3842,7 +3864,8 @@ class Store:
         self.min_free, self.quota, self.keep = min_free, quota, keep
         self.room = os.path.join(root, ROOM)
         self.temp, self._lock_files = f"{self.room}/tmp", f"{self.room}/locks"
-        self._uploads, self._about_file = f"{self.room}/uploads", f"{self.room}/bucket.json"
+        self._uploads, self._versions = f"{self.room}/uploads", f"{self.room}/versions"
+        self._about_file = f"{self.room}/bucket.json"
         self._entries: dict[str, Known] = {}
         self._contents = contents or Contents()
         self._names = NamesCache()
@@ -4210,9 +4233,7 @@ class Store:
             return entry
         path = f"{place.folder.path}/{place.name}"
         known = Known(path, folders, info.st_dev, info.st_ino, entry)
-        while len(self._entries) >= CACHED_ENTRIES:
-            with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # another thread's
-                del self._entries[next(iter(self._entries))]
+        drop_oldest(self._entries, CACHED_ENTRIES - 1)
         self._entries[key] = known
         return entry
 
@@ -4532,7 +4553,7 @@ class Store:
 
     def versions(self, since: float = 0) -> Iterator[Version]:
         """What was kept and went at or after `since`, the oldest first."""
-        root, days = os.path.join(self.room, "versions"), self._days()
+        root, days = self._versions, self._days()
         first = time.strftime("%Y-%m-%d", time.gmtime(max(0.0, since)))
         for day in days[bisect_left(days, first) :]:
             for name in self._names_of(os.path.join(root, day)):
@@ -4542,7 +4563,7 @@ class Store:
 
     def _days(self) -> list[str]:
         """The folders of versions, the oldest first; what else lies there is not ours."""
-        found = self._names_of(os.path.join(self.room, "versions"))
+        found = self._names_of(self._versions)
         return [d for d in found if re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", d)]
 
     def _names_of(self, path: str) -> list[str]:
@@ -4615,7 +4636,7 @@ class Store:
 
     def prune_versions(self, before: float) -> None:
         """Remove what went before that time, and folders of days that are empty."""
-        root = os.path.join(self.room, "versions")
+        root = self._versions
         for day in self._days():
             with Folder.open(os.path.join(root, day)) as folder:
                 for name in sorted(os.listdir(folder.path)):
@@ -6046,7 +6067,7 @@ def get_object(req: Request) -> Response:
         found.close()
         raise
     headers["x-content-type-options"] = "nosniff"
-    if ACTIVE_TYPES.match(headers["content-type"]) and not (req.section and req.section.html):
+    if is_active(headers["content-type"]) and not (req.section and req.section.html):
         headers["content-security-policy"] = "sandbox"
     return Response(206 if wanted else 200, headers, body_of(found, span))  # an empty part: 200
 
@@ -6063,6 +6084,11 @@ def body_of(found: Found, span: range) -> Union[bytes, FileSpan]:
 ACTIVE_TYPES = re.compile(
     r"(?is)(?:.*,)?(?:[^!-~]*(?:text/html|image/svg|multipart/|text/xsl)|[^;,]*\bxml\b)"
 )
+
+
+@functools.lru_cache(64)
+def is_active(content_type: str) -> bool:
+    return ACTIVE_TYPES.match(content_type) is not None
 
 
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
@@ -6419,6 +6445,14 @@ def common_prefix(key: str, prefix: str, delimiter: str) -> str:
     return prefix + head + cut if cut else ""
 
 
+def cursor_behind(name: str, prefix: str, delimiter: str, since: float = 0) -> Cursor:
+    """Where the next page starts; behind all keys of the name, should it be a common prefix."""
+    cursor = Cursor(name, since)
+    if name and common_prefix(name, prefix, delimiter) == name:
+        cursor.skip(name)
+    return cursor
+
+
 def object_elements(
     page: Page, name: Callable[[str], str], with_owner: bool, tag: str = "Contents",
     more: Sequence[tuple[str, Any]] = (),
@@ -6455,9 +6489,7 @@ def list_objects_v2(req: Request) -> Response:
     limit = req.integer("max-keys", MAX_KEYS, 0, MAX_KEYS)
     token, start = query.get("continuation-token"), query.get("start-after", "")
     after, since = (start, req.now) if token is None else decode_page(token)
-    cursor = Cursor(after, 0 if token is None else since)
-    if token is not None and common_prefix(after, prefix, delimiter) == after != "":
-        cursor.skip(after)
+    cursor = Cursor(start) if token is None else cursor_behind(after, prefix, delimiter, since)
     page = list_page(req.store, prefix, delimiter, cursor, limit)
     return xml_response("ListBucketResult", [
         ("Name", req.bucket), ("Prefix", name(prefix)),
@@ -6475,9 +6507,7 @@ def list_objects(req: Request) -> Response:
     query, name = req.query, req.encoder()
     prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
     marker, limit = query.get("marker", ""), req.integer("max-keys", MAX_KEYS, 0, MAX_KEYS)
-    cursor = Cursor(marker)
-    if marker and common_prefix(marker, prefix, delimiter) == marker:
-        cursor.skip(marker)  # a NextMarker may be a common prefix: go behind all of it
+    cursor = cursor_behind(marker, prefix, delimiter)
     page = list_page(req.store, prefix, delimiter, cursor, limit)
     more = page.is_truncated and delimiter
     return xml_response(
@@ -7245,9 +7275,7 @@ def list_object_versions(req: Request) -> Response:
     query, name = req.query, req.encoder()
     prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
     marker, limit = query.get("key-marker", ""), req.integer("max-keys", MAX_KEYS, 0, MAX_KEYS)
-    cursor = Cursor(marker)
-    if marker and common_prefix(marker, prefix, delimiter) == marker:
-        cursor.skip(marker)
+    cursor = cursor_behind(marker, prefix, delimiter)
     page = list_page(req.store, prefix, delimiter, cursor, limit)
     only = [("VersionId", "null"), ("IsLatest", True)]
     return xml_response(
@@ -7648,9 +7676,7 @@ class Failures:
 
     def add(self, address: str, now: float) -> None:
         party = party_of(address)
-        while len(self._counts) >= MAX_ADDRESSES:
-            with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # another thread's
-                del self._counts[next(iter(self._counts))]
+        drop_oldest(self._counts, MAX_ADDRESSES - 1)
         self._counts[party] = (self._level(party, now) + 1, now)
 
     def check(self, address: str, now: float) -> None:
@@ -8168,12 +8194,10 @@ class Connection:
                 Response(500), head.path, trouble=traceback.format_exc(), code="InternalError"
             )
             answer.response = error_response(S3Error("InternalError"), head.path, request_id)
-        finish = functools.partial(
-            self.finish, head, source if has_body else None, answer, now, began
-        )
+        body = source if has_body else None
         if stream.waits or is_small(answer.response) and (not has_body or head.keeps_alive):
-            return finish()
-        self._pending = finish
+            return self.finish(head, body, answer, now, began)
+        self._pending = functools.partial(self.finish, head, body, answer, now, began)
         return True
 
     def address_of(self, head: Head) -> str:

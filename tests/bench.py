@@ -320,8 +320,12 @@ class Client:
 
 def in_processes(function: Callable, jobs: list) -> list:
     """function(*job) for every job, each in a process of its own."""
-    with FORK.Pool(len(jobs)) as pool:
+    pool = FORK.Pool(len(jobs))
+    try:
         return pool.starmap(function, jobs, chunksize=1)
+    finally:  # not terminate(), as at the end of a with: it hung now and then
+        pool.close()
+        pool.join()
 
 
 @dataclass
