@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -402,8 +403,9 @@ def same_delete_again(bench: Bench) -> None:
     ],
     ids=["folder", "put", "delete-a-put", "delete", "step-aside", "stepped-aside"],
 )
+@pytest.mark.parametrize("disk", [Recorder, Ordered])
 def test_what_a_killed_server_saw_is_not_yet_on_the_disk(
-    bench: Bench, scenario: Scenario, after: Callable[[Bench], None]
+    bench: Bench, scenario: Scenario, after: Callable[[Bench], None], disk: type[Recorder]
 ) -> None:
     """kill -9 between a change and its fsync, a restart, a write that is acknowledged, a cut.
 
@@ -412,7 +414,7 @@ def test_what_a_killed_server_saw_is_not_yet_on_the_disk(
     for kill_at in range(1, 200):
         tried = Bench(bench.folder / f"killed{kill_at}")
         tried.create()
-        ended = run_until_killed(tried, scenario, kill_at)
+        ended = run_until_killed(tried, scenario, partial(disk, kill_at=kill_at))
         after(tried)
         _, damage = tried.damage(only_after="acknowledged")
         assert not damage, f"killed at call {kill_at}; {damage}"
@@ -422,14 +424,10 @@ def test_what_a_killed_server_saw_is_not_yet_on_the_disk(
     pytest.fail("the operation never ended")
 
 
-def run_until_killed(bench: Bench, scenario: Scenario, kill_at: int) -> bool:
+def run_until_killed(bench: Bench, scenario: Scenario, disk: Callable[[str], Recorder]) -> bool:
     """Whether it came to its end. Then a fresh server runs on the same files."""
-
-    def record() -> None:
-        bench.record(lambda root: Recorder(root, kill_at))
-
     try:
-        scenario(bench, record)
+        scenario(bench, lambda: bench.record(disk))
         ended = True
     except KilledError:
         ended = False
@@ -548,6 +546,29 @@ def test_a_protocol_with_one_fsync_left_out_is_found(
     bench: Bench, forgotten: Callable[[list[Event], Event], bool], scenario: Scenario
 ) -> None:
     scenario(bench, lambda: bench.record(lambda root: Forgetful(root, forgotten)))
+
+    _, damage = bench.damage()
+    assert "" != damage
+
+
+class ForgetfulOrdered(Ordered, Forgetful):
+    """Where small bodies and their sidecars are synced together."""
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "scenario"),
+    [
+        (of_data, put_new),
+        (of_data, put_over_same_size),
+        (of_sidecar, put_over),
+        (after_data, put_new),
+        (after_mkdir, put_in_new_folders),
+    ],
+)
+def test_it_is_found_too_where_names_keep_their_order(
+    bench: Bench, forgotten: Callable[[list[Event], Event], bool], scenario: Scenario
+) -> None:
+    scenario(bench, lambda: bench.record(lambda root: ForgetfulOrdered(root, forgotten)))
 
     _, damage = bench.damage()
     assert "" != damage

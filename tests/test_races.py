@@ -259,6 +259,7 @@ GONE: dict[str, tuple[Any, str, Callable[[Client], Reply]]] = {
     "put in folders": (s3mini.Staged, "fill", lambda s3: s3.put("a/b", b"x")),
     "put, its folders made": (s3mini.Store, "lock", lambda s3: s3.put("a/b", b"x")),
     "put, about to begin": (s3mini.Store, "stage", lambda s3: s3.put("k", b"x")),
+    "small put": (s3mini.Late, "fill", lambda s3: s3.put("a/b", b"x")),
     "delete": (s3mini.Store, "_delete_data", lambda s3: s3.delete("k")),
     "create an upload": (s3mini.Store, "create_upload", upload),
     "uploads": (s3mini.Store, "uploads", lambda s3: s3.get(uploads="")),
@@ -274,12 +275,27 @@ def test_a_bucket_that_is_removed_meanwhile_is_404(
     owner, name, request = GONE[what]
     buckets = fake._server.app.buckets
     monkeypatch.setattr(buckets.open("media"), "min_free", 1)
+    monkeypatch.setattr(buckets.open("media"), "_is_ordered", owner is s3mini.Late)
     removed = meet(owner, name, lambda: buckets.delete("media"))
     reply = request(s3)
 
     assert [None] == removed
     assert (404, "NoSuchBucket") == outcome(reply)
     assert [] == [path for path in Path(fake.data).rglob("*") if path.is_file()]
+
+
+def test_a_small_put_whose_files_a_starting_server_takes_for_dead_is_done_again(
+    fake: s3mini.Fake, s3: Client, meet: Meet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have no lock of their own, for as long as they are there."""
+    store = fake._server.app.buckets.open("media")
+    monkeypatch.setattr(store, "_is_ordered", True)
+    cleaned = meet(s3mini.Disk, "rename", store.clean)
+    put(s3, "new", "a/b")
+
+    assert [None] == cleaned
+    assert (b"new", "x/new", "new") == seen(s3, "a/b")
+    assert [] == os.listdir(store.temp)
 
 
 # -- one upload, ended by two ----------------------------------------------------------------------
