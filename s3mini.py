@@ -1081,10 +1081,12 @@ Content = Union[bytes, FileSpan, Iterator[bytes]]  # an iterator is sent chunked
 
 class Response:
     def __init__(
-        self, status: int, headers: Optional[dict[str, str]] = None, body: Content = b""
+        self, status: int, headers: Optional[dict[str, str]] = None, body: Content = b"",
+        start: str = "",
     ):
         self.status, self.body = status, body
         self.headers = {} if headers is None else headers
+        self.start = start  # the status line and headers that were rendered before
 
 
 REASONS = {
@@ -1097,13 +1099,25 @@ REASONS = {
 UNSAFE = re.compile(r"[^\t -~\x80-\xff]")
 
 
-def render_head(response: Response) -> bytes:
-    """The status line and headers. The one place where headers go out: no control byte passes."""
-    lines = [f"HTTP/1.1 {response.status} {REASONS[response.status]}"]
-    lines += [f"{name}: {value}" for name, value in response.headers.items()]
+def render_start(status: int, headers: Mapping[str, str]) -> str:
+    """The status line and the first headers of an answer."""
+    return f"HTTP/1.1 {status} {REASONS[status]}\r\n{render_lines(headers)}"
+
+
+def render_lines(headers: Mapping[str, str]) -> str:
+    """The one place where headers go out: no control byte passes."""
+    lines = [f"{name}: {value}" for name, value in headers.items()]
     if not "".join(lines).isprintable():  # the common case is told in 1 us
         lines = [UNSAFE.sub(" ", line) for line in lines]
-    return "\r\n".join([*lines, "\r\n"]).encode("latin-1", "replace")
+    return "\r\n".join([*lines, ""])
+
+
+def render_head(response: Response) -> bytes:
+    if response.start:
+        text = response.start + render_lines(response.headers)
+    else:
+        text = render_start(response.status, response.headers)
+    return f"{text}\r\n".encode("latin-1", "replace")
 
 
 # ==================================================================================================
@@ -3286,6 +3300,7 @@ class Found(NamedTuple):
     entry: Entry
     fd: int  # -1 where only the entry was asked for, or the content is in memory
     content: Optional[bytes] = None
+    told: Optional[list[str]] = None  # where it is in memory: as Known has it
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -3804,6 +3819,7 @@ class Known(NamedTuple):
     dev: int
     ino: int  # the entry's own may be another: a restore changes it
     entry: Entry
+    told: list[str]  # once it was asked for: how a plain GET's answer starts
 
     def fits(self, info: os.stat_result) -> bool:
         return (self.ino == info.st_ino and self.entry.mtime_ns == info.st_mtime_ns
@@ -4166,7 +4182,7 @@ class Store:
             return None
         info = known.find()
         data = self._contents.get(info) if info else None
-        return Found(known.entry, -1, data) if data is not None else self._learn(known)
+        return self._learn(known) if data is None else Found(known.entry, -1, data, known.told)
 
     def _learn(self, known: Known) -> Optional[Found]:
         """The same from the file, and into memory."""
@@ -4205,14 +4221,18 @@ class Store:
             seen = info.st_ino
         return self._settle(names, key)
 
-    def head(self, key: str) -> Entry:
-        """What is known of the object. Raises NoSuchKey, AccessDenied."""
+    def look(self, key: str) -> Found:
+        """The object without its content. Raises NoSuchKey, AccessDenied."""
         known = self._entries.get(key)
         if known and known.find():
-            return known.entry
+            return Found(known.entry, -1, None, known.told)
         found = self._open_slowly(key)
         found.close()
-        return found.entry
+        return Found(found.entry, -1)
+
+    def head(self, key: str) -> Entry:
+        """What is known of the object. Raises NoSuchKey, AccessDenied."""
+        return self.look(key).entry
 
     def _open_data(self, names: list[str], key: str) -> Place:
         """The data file at its natural or its escaped name. Raises NoSuchKey, AccessDenied."""
@@ -4279,7 +4299,7 @@ class Store:
         if info.st_mtime_ns % 1_000_000_000 == 0 or len(entry.parts) > 100 or folders is None:
             return entry
         path = f"{place.folder.path}/{place.name}"
-        known = Known(path, folders, info.st_dev, info.st_ino, entry)
+        known = Known(path, folders, info.st_dev, info.st_ino, entry, [])
         drop_oldest(self._entries, CACHED_ENTRIES - 1)
         self._entries[key] = known
         return entry
@@ -6082,7 +6102,7 @@ def open_object(req: Request, from_memory: bool = False) -> Found:
     """
     try:
         if req.head.method == "HEAD":
-            found = Found(req.store.head(req.key), -1)
+            found = req.store.look(req.key)
         else:
             found = from_memory and req.store.recall(req.key) or req.store.open(req.key)
     except S3Error as why:
@@ -6107,6 +6127,9 @@ def get_object(req: Request) -> Response:
         entry = found.entry
         check_unchanged(req.headers, entry)
         wanted = chosen_range(req, entry)
+        if wanted is None and found.told is not None and is_plain_get(req):
+            headers = no_scripts(req, entry.headers.get("content-type", ""))
+            return Response(200, headers, found.content or b"", told_start(found, found.told))
         span = wanted if wanted is not None else range(entry.size)
         headers = object_headers(entry)
         if req.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED" and entry.checksums:
@@ -6120,10 +6143,32 @@ def get_object(req: Request) -> Response:
     except BaseException:
         found.close()
         raise
-    headers["x-content-type-options"] = "nosniff"
-    if is_active(headers["content-type"]) and not (req.section and req.section.html):
-        headers["content-security-policy"] = "sandbox"
+    headers.update(no_scripts(req, headers.get("content-type", "")))
     return Response(206 if wanted else 200, headers, body_of(found, span))  # an empty part: 200
+
+
+def is_plain_get(req: Request) -> bool:
+    """Whether nothing but the object is asked for."""
+    return not req.query and "x-amz-checksum-mode" not in req.headers
+
+
+def told_start(found: Found, told: list[str]) -> str:
+    """How the answer starts, rendered once for as long as the object is in memory.
+
+    Fast path: 3 us less of a GET that takes 55. A test compares it with what a range gives.
+    """
+    if not told:
+        size = {"content-length": str(found.entry.size)}
+        told.append(render_start(200, {**object_headers(found.entry), **size}))
+    return told[0]
+
+
+def no_scripts(req: Request, content_type: str) -> dict[str, str]:
+    """What keeps a browser from taking an object for a page of ours."""
+    headers = {"x-content-type-options": "nosniff"}
+    if is_active(content_type) and not (req.section and req.section.html):
+        headers["content-security-policy"] = "sandbox"
+    return headers
 
 
 def body_of(found: Found, span: range) -> Union[bytes, FileSpan]:
