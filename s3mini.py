@@ -1550,10 +1550,10 @@ class Keyring(NamedTuple):
 
 
 @functools.lru_cache(256)
-def signing_key(secret: str, date: str, region: str) -> SigningKey:
+def signing_key(secret: str, scope: str) -> SigningKey:
     """The key of a day and region; it takes longer than all else, hence the cache. [AWS: SigV4]"""
     key = ("AWS4" + secret).encode()
-    for part in (date, region, "s3", "aws4_request"):
+    for part in scope.split("/"):
         key = hmac.digest(key, part.encode(), "sha256")
     return SigningKey(key)
 
@@ -1766,7 +1766,7 @@ def verify_v4(
     head: Head, claim: Claim, secret: str, keyring: Keyring, bucket: str
 ) -> Signed:
     """Raises SignatureDoesNotMatch."""
-    key = signing_key(secret, claim.scope[:8], claim.scope.split("/")[1])
+    key = signing_key(secret, claim.scope)
     query = canonical_query(head.pairs, "X-Amz-Signature") if head.query_text else ""
     text = string_to_sign(claim, canonical_request(head, claim, query))
     if same(key.sign(text), claim.signature) or any(
@@ -1828,13 +1828,10 @@ def explain(head: Head, claim: Claim, secret: str, query: str) -> str:
     the signature that was expected.
     """
     default = ERRORS["SignatureDoesNotMatch"][1]
-    _, region = claim.scope.split("/")[:2]
 
     def fits(with_secret: str, changed: Mapping[str, str]) -> bool:
         text = string_to_sign(claim, canonical_request(head, claim, query, **changed))
-        return same(
-            signing_key(with_secret, claim.date[:8], region).sign(text), claim.signature
-        )
+        return same(signing_key(with_secret, claim.scope).sign(text), claim.signature)
 
     for sentence, changed in mistakes(head, query):
         if fits(secret, changed):
@@ -1985,11 +1982,10 @@ def verify_form(fields: Mapping[str, str], keyring: Keyring) -> Signed:
             raise S3Error("InvalidArgument", f"X-Amz-Algorithm only supports {ALGORITHM}",
                           ArgumentName="x-amz-algorithm")
         access_key, scope = parse_credential(fields["x-amz-credential"], "InvalidArgument")
-        date, region = scope.split("/")[:2]
-        if parse_iso_date(fields["x-amz-date"]) is None or fields["x-amz-date"][:8] != date:
+        if parse_iso_date(fields["x-amz-date"]) is None or fields["x-amz-date"][:8] != scope[:8]:
             raise S3Error("InvalidArgument", "x-amz-date must be on the credential's day.",
                           ArgumentName="x-amz-date")
-        key = signing_key(secret_of(keyring, access_key), date, region)
+        key = signing_key(secret_of(keyring, access_key), scope)
         expected, given = key.sign(policy), fields["x-amz-signature"]
     if not same(expected, given):
         raise S3Error("SignatureDoesNotMatch", AWSAccessKeyId=access_key, StringToSign=policy)

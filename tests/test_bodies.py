@@ -48,7 +48,7 @@ def sign(text: str) -> str:
 
 def signed_request(payload: str, seed: str = SEED) -> s3mini.Signed:
     """What the verifier gives for a request whose signature was `seed`."""
-    key = s3mini.signing_key(SECRET, SCOPE[:8], "us-east-1")
+    key = s3mini.signing_key(SECRET, SCOPE)
     return s3mini.Signed("key", payload, STAMP, SCOPE, seed, key)
 
 
