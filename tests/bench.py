@@ -41,6 +41,7 @@ import multiprocessing
 import os
 import platform
 import py_compile
+import random
 import re
 import resource
 import select
@@ -1426,6 +1427,99 @@ def memory_use(run: Run) -> dict:
     return measures
 
 
+class Mixed:
+    """One client that does everything, and knows what of its own keys must be there."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.client, self.name, self.rng = client, name, random.Random(name)
+        self.held: dict = {}                # key -> the body's SHA-256 and size
+
+    def key(self, is_held: bool) -> str:
+        if is_held and self.held:
+            return self.rng.choice(list(self.held))
+        return f"{self.name}/f{self.rng.randrange(20)}/k{self.rng.randrange(100):02}"
+
+    def put(self) -> None:
+        key, body = self.key(False), self.rng.randbytes(self.rng.choice(MIXED_SIZES))
+        self.client.ask("PUT", path_of(key), body=body)
+        self.held[key] = sha256(body), len(body)
+
+    def get(self) -> None:
+        key = self.key(True)
+        self.check(key, self.client.try_ask("GET", path_of(key)))
+
+    def head(self) -> None:
+        key = self.key(True)
+        answer, size = self.client.try_ask("HEAD", path_of(key)), self.held.get(key, ("", -1))[1]
+        if answer.status != (404 if size < 0 else 200):
+            raise RunError(f"HEAD was answered {answer.status}")
+        if size >= 0 and answer.headers["content-length"] != str(size):
+            raise RunError("HEAD gave another size")
+
+    def delete(self) -> None:
+        key = self.key(True)
+        self.client.ask("DELETE", path_of(key))
+        self.held.pop(key, None)
+
+    def list(self) -> None:
+        query = {"list-type": 2, "prefix": self.name + "/", "max-keys": PAGE}
+        body = self.client.ask("GET", f"/{BUCKET}", query=query).body
+        if list(all_between(body, "Key")) != sorted(self.held)[:PAGE]:
+            raise RunError("a listing is wrong")
+
+    def multipart(self) -> None:
+        key, body = self.key(False), large("part", PART)
+        complete(self.client, key, *upload_parts(self.client, key, body, 2))
+        self.held[key] = sha256(body * 2), 2 * len(body)
+
+    def wrong(self) -> None:
+        with Client(replace(self.client.target, secret_key="wrong")) as stranger:
+            answer = stranger.try_ask("GET", path_of(self.key(True)))
+        if (answer.status, answer.code) != (403, "SignatureDoesNotMatch"):
+            raise RunError(f"a wrong signature was answered {answer.status} {answer.code}")
+
+    def check(self, key: str, answer: Answer) -> None:
+        digest, _ = self.held.get(key, ("", 0))
+        if (answer.status, digest) != (200, sha256(answer.body)) and digest:
+            raise RunError(f"{key} was answered {answer.status} with other bytes")
+        if not digest and answer.code != "NoSuchKey":
+            raise RunError(f"a missing key was answered {answer.status} {answer.code}")
+
+    def run(self, seconds: float) -> int:
+        """The number of answers."""
+        acts = [self.get, self.put, self.head, self.delete, self.list, self.wrong, self.multipart]
+        until, count = time.monotonic() + seconds, 0
+        while time.monotonic() < until:
+            self.rng.choices(acts, (40, 25, 20, 10, 3, 1, 1))[0]()
+            count += 1
+        for key in list(self.held):
+            self.check(key, self.client.try_ask("GET", path_of(key)))
+        return count + len(self.held)
+
+
+MIXED_SIZES = (0, 100, KIB, KIB, 5_000, 50_000, 100_000, MIB)
+MIXED_CLIENTS = 6
+
+
+def mixed_client(target: Target, name: str, seconds: float) -> int:
+    with Client(target) as client:
+        return Mixed(client, name).run(seconds)
+
+
+def mixed(run: Run) -> dict:
+    """Everything at once from several clients, each checking all it gets; memory on the way."""
+    large("part", PART)
+    run.server.restart()
+    answers, began = 0, time.monotonic()
+    measures: dict = {}
+    for share, when in ((0.1, "after a tenth"), (0.9, "at the end")):
+        names = [f"mixed-{run.round}-{when[-1]}-{number}" for number in range(MIXED_CLIENTS)]
+        jobs = [(run.target, name, run.seconds * share) for name in names]
+        answers += sum(in_processes(mixed_client, jobs))
+        measures.update(largest_and_all(run.server, when))
+    return {"requests/s": answers / (time.monotonic() - began), **measures}
+
+
 def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("s" if count > 1 else "")
 
@@ -1468,6 +1562,7 @@ def large_works() -> Iterator[Work]:
 def idle_works() -> Iterator[Work]:
     yield Work("start", "start to first answer", EMPTY, start, {"bare": None})
     yield Work("memory", "memory, one worker", ALONE, memory_use, {"bare": None})
+    yield Work("mixed", "everything mixed, one worker", ALONE, mixed)
 
 
 def growth_works() -> Iterator[Work]:
