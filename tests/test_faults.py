@@ -192,9 +192,10 @@ def lock_files(folder: str, names: list[str]) -> list[str]:
 class Room:
     """Fresh copies of one prepared bucket, and what all of them held."""
 
-    def __init__(self, folder: Path, is_ordered: bool) -> None:
+    is_ordered = False  # whether the disk is said to keep the order of names
+
+    def __init__(self, folder: Path) -> None:
         self.folder, self.old = folder, {"x/k": OLD_VERSION, "a": OLD_VERSION}
-        self.is_ordered = is_ordered
         store = s3mini.Store(str(folder / "first"), s3mini.Disk(durable=False))
         store.create()
         for key in self.old:
@@ -212,11 +213,11 @@ class Room:
         return store
 
 
-@pytest.fixture(params=[False, True], ids=["", "ordered"])
-def room(request: pytest.FixtureRequest) -> Iterator[Room]:
-    """On a disk of which nothing is known, and on one that keeps the order of names."""
+@pytest.fixture
+def room() -> Iterator[Room]:
+    """On a disk of which nothing is known."""
     with tempfile.TemporaryDirectory(prefix="s3mini-faults-", dir=fast_folder()) as folder:
-        yield Room(Path(folder), request.param)
+        yield Room(Path(folder))
 
 
 def open_descriptors() -> int:
@@ -242,11 +243,16 @@ def check_after(store: s3mini.Store, old: Things, new: Things, done: bool) -> No
     assert [] == os.listdir(os.path.join(store.root, *TMP))
 
 
+PUTS = (put_new, put_in_new_folders, put_over, put_below)
+ON_DISKS = [(o, False) for o in OPERATIONS] + [(o, True) for o in PUTS]
+
+
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(("operation", "is_ordered"), ON_DISKS)
 def test_a_failing_disk_leaves_the_old_version_and_the_next_attempt_works(
-    room: Room, operation: Operation, call: str
+    room: Room, operation: Operation, is_ordered: bool, call: str
 ) -> None:
+    room.is_ordered = is_ordered
     new = operation(room.fresh(s3mini.Disk(durable=False)))
     for error in ERRNOS:
         for number in range(1, 100):
@@ -270,9 +276,11 @@ def test_a_failing_disk_leaves_the_old_version_and_the_next_attempt_works(
 @pytest.mark.parametrize("operation", [put_new, put_in_new_folders, put_over, put_below, delete,
                                        update, put_part, complete])  # fmt: skip
 @pytest.mark.parametrize("call", ["sync", "sync_folder"])
+@pytest.mark.parametrize("is_ordered", [False, True])
 def test_while_fsync_fails_nothing_is_acknowledged(
-    room: Room, operation: Operation, call: str
+    room: Room, operation: Operation, call: str, is_ordered: bool
 ) -> None:
+    room.is_ordered = is_ordered
     disk = FailingDisk(call, 1, errno.EIO, lasting=True)
     store = room.fresh(disk)
     done, why = attempt(store, operation)
@@ -288,10 +296,12 @@ def test_while_fsync_fails_nothing_is_acknowledged(
 
 @pytest.mark.parametrize("operation", ["put", "delete"])
 @pytest.mark.parametrize(("call", "error"), [("write", errno.ENOSPC), ("sync", errno.EIO)])
+@pytest.mark.parametrize("is_ordered", [False, True])
 def test_what_was_put_there_by_hand_is_counted_before_it_goes(
-    room: Room, operation: str, call: str, error: int
+    room: Room, operation: str, call: str, error: int, is_ordered: bool
 ) -> None:
     """Unless the disk is full: a DELETE works there too. Any other error of it is told."""
+    room.is_ordered = is_ordered
     is_first = operation == "delete" or room.is_ordered  # else the new body's file comes before
     disk = FailingDisk(call, 1 if is_first else 2, error)
     store = room.fresh(disk)
@@ -309,6 +319,49 @@ def test_what_was_put_there_by_hand_is_counted_before_it_goes(
     assert path.exists() == (operation == "put" or error == errno.EIO)
     if path.exists():
         assert path.read_bytes() == (OLD if why else NEW)
+
+
+@pytest.mark.parametrize("operation", PUTS)
+@pytest.mark.parametrize(("call", "times"), [("create", 2), ("rename", 2), ("rename", 3)])
+def test_a_small_put_whose_file_is_gone_is_done_again(
+    room: Room, operation: Operation, call: str, times: int
+) -> None:
+    """A folder was pruned, or a starting server took its files for dead."""
+    room.is_ordered = True
+    new = operation(room.fresh(s3mini.Disk(durable=False)))
+    for number in range(1, times):
+        disk = FailingDisk(call, number, errno.ENOENT)
+        store, before = room.fresh(disk), open_descriptors()
+        done, why = attempt(store, operation)
+
+        assert (new, "", True) == (done, why, disk.failed)
+        assert before == open_descriptors()
+        check_after(store, room.old, new, done=True)
+
+
+def test_what_cannot_be_removed_is_closed_once(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice, and it would be EBADF, or the file of another thread that got the number."""
+    room.is_ordered = True
+    store, before = room.fresh(FailingDisk("rename", 1, errno.ENOENT)), open_descriptors()
+
+    def refuse(path: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    done, why = attempt(store, put_new)
+
+    assert (None, True) == (done, "Read-only" in why)
+    assert before == open_descriptors()
+
+
+def test_a_missing_folder_of_ours_is_no_fault_of_the_clients(room: Room) -> None:
+    room.is_ordered = True
+    store = room.fresh(s3mini.Disk(durable=False))
+    os.rmdir(store.temp)
+    with pytest.raises(FileNotFoundError, match="tmp"):
+        put_new(store)
 
 
 @pytest.mark.parametrize("call", ["create", "write", "sync", "rename"])

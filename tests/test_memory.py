@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -90,6 +92,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
         html = {"content-type": "text/html", "x-amz-meta-a": "b", "x-amz-tagging": "a=b"}
         assert 200 == owner.put("page", b"<p>", {**html, "cache-control": "max-age=3"}).status
         assert 200 == owner.put("large", b"x" * 100_000).status
+        assert 200 == owner.put("long", b"x", {"x-amz-meta-long": "x" * 2000}).status
         assert 200 == owner.put("empty").status
     time.sleep(0.1)  # a content is not kept within the tick of its change
     yield made
@@ -140,6 +143,8 @@ NO = ("GET HEAD", False)
         ("media-key", "media", "k", {"if-none-match": "*"}, NO),
         ("media-key", "media", "k", {"if-match": '"x"'}, NO),
         ("media-key", "media", "k", {"connection": "close"}, NO),
+        ("media-key", "media", "k", {"connection": "keep-alive"}, YES),
+        ("media-key", "media", "long", SUMS, YES),  # how it starts is not kept
         ("media-key", "media", "k", {"expect": "100-continue"}, NO),
         ("media-key", "media", "k", {"content-length": "0"}, NO),
         ("media-key", "media", "k", {"x-amz-expected-bucket-owner": "other"}, NO),
@@ -161,6 +166,112 @@ def test_it_is_what_the_long_way_answers(
         shop.app.answer_from_memory = shop.count  # type: ignore[method-assign]
         assert [long_way] * 3 == replies
         shop.hits = 0
+
+
+def test_a_start_is_kept_once_and_not_when_it_is_long(shop: Shop) -> None:
+    client = shop.client("media-key")
+    for key in ("k", "page", "long", "images/a b/ä"):
+        for headers in (NONE, SUMS, NONE, SUMS):
+            assert 200 == client.get(key, headers).status
+    starts = {k: known.starts for k, known in shop.app.buckets.open("media")._entries.items()}
+
+    assert {False, True} == starts["k"].keys()
+    assert starts["k"][False] != starts["k"][True], "one with the checksum"
+    assert starts["page"][False] is starts["page"][True]
+    assert {} == starts["long"] == starts["large"]
+
+
+def test_a_bucket_whose_disk_hangs_holds_up_nobody_else(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The front does not look at the disk for what is not in memory."""
+    client, slow = shop.client("media-key"), shop.client("", "pages")
+    for _ in range(3):
+        assert 200 == client.get("k").status
+    goes_on, real = threading.Event(), s3mini.Store.about
+
+    def hang(store: s3mini.Store) -> Any:
+        assert not store.root.endswith("/pages") or goes_on.wait(20)
+        return real(store)
+
+    monkeypatch.setattr(s3mini.Store, "about", hang)
+    asks = threading.Thread(target=slow.get, args=("never-seen",))
+    asks.start()
+    began = time.monotonic()
+    replies = [client.get("k").status for _ in range(3)]
+    took = time.monotonic() - began
+    goes_on.set()
+    asks.join()
+
+    assert [200] * 3 == replies
+    assert took < 10
+
+
+def rot_of_the_bucket(shop: Shop, data: Path) -> None:
+    (data / "media" / ".s3mini" / "bucket.json").write_text("{garbage")
+
+
+def rot_of_the_entry(shop: Shop, data: Path) -> None:
+    store = shop.app.buckets.open("media")
+    known = store._entries["k"]
+    store._entries["k"] = known._replace(entry=known.entry._replace(modified=10**30), starts={})
+
+
+@pytest.mark.parametrize("act", [rot_of_the_bucket, rot_of_the_entry])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_what_nobody_thought_of_is_an_answer_too(
+    shop: Shop, act: Callable[[Shop, Path], None], method: str
+) -> None:
+    client = shop.client("media-key")
+    for _ in range(3):
+        assert 200 == client(method, "k").status
+    act(shop, Path(shop.app.config.data))
+
+    assert [500, 500] == [client(method, "k").status for _ in range(2)]
+
+
+def test_a_server_that_stops_says_so(shop: Shop) -> None:
+    client = shop.client("media-key")
+    for _ in range(3):
+        assert 200 == client.get("images/a b/ä").status
+    head = s3mini.parse_head(b"GET /media/images/a%20b/%C3%A4 HTTP/1.1\r\nhost: a\r\n\r\n")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = s3mini.Connection(ours, "127.0.0.1", shop.server)
+        answers = []
+        for shop.server.stopping in (False, True):
+            answers.append(connection.answer_at_once(head))
+        shop.server.stopping = False
+
+    assert [True, False] == answers
+
+
+def test_http_1_0_is_told_what_becomes_of_the_connection(shop: Shop) -> None:
+    client = shop.client("", "pages")
+    for _ in range(3):
+        assert 200 == client.get("k").status
+    shop.hits = 0
+    host, _, port = shop.address.partition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as sock:
+        sock.sendall(b"GET /pages/k HTTP/1.0\r\nhost: a\r\nconnection: keep-alive\r\n\r\n")
+        assert b"connection: keep-alive" in sock.recv(65536)
+    assert 0 == shop.hits
+
+
+def test_a_client_that_is_gone_is_in_the_log(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[dict[str, Any]] = []
+    client = shop.client("media-key")
+    for _ in range(3):
+        assert 200 == client.get("k").status
+    shop.server.log = lambda fields: lines.append(dict(fields))
+
+    def lose(*_: Any) -> None:
+        raise s3mini.Disconnected("gone")
+
+    monkeypatch.setattr(s3mini.Stream, "send", lose)
+    with pytest.raises(http.client.HTTPException):
+        client.get("k")
+    assert [(200, 0)] == [(line["status"], line["bytes"]) for line in lines]
 
 
 def old(client: Client) -> Client:
@@ -308,8 +419,6 @@ def test_the_log_has_the_same_of_both(shop: Shop) -> None:
 
 def test_requests_behind_it_and_a_client_that_reads_late(shop: Shop) -> None:
     """Several heads in one packet, more than the socket takes."""
-    import socket
-
     client = shop.client("media-key")
     assert [200, 200] == [client.get("k").status for _ in range(2)]
     head = "".join(f"{name}: {value}\r\n" for name, value in client.sent)
