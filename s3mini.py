@@ -7804,11 +7804,11 @@ WITH_CONTENT = {"GET": True, "HEAD": False}
 PLAIN_HEADERS = frozenset((  # ask for nothing, or for what answer_from_memory does
     "host", "connection", "authorization", "x-amz-date", "date", "x-amz-content-sha256",
     "x-amz-checksum-mode", "x-amz-user-agent", "amz-sdk-invocation-id", "amz-sdk-request",
-    "user-agent", "accept",
-    "accept-encoding", "accept-language", "cache-control", "pragma", "cookie", "referer", "dnt",
-    "priority", "upgrade-insecure-requests", "sec-fetch-dest", "sec-fetch-mode", "sec-fetch-site",
-    "sec-fetch-user", "sec-ch-ua", "sec-ch-ua-mobile", "sec-ch-ua-platform", "sec-gpc", "via",
-    "x-real-ip", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-port"))
+    "user-agent", "accept", "accept-encoding", "accept-language", "cache-control", "pragma",
+    "cookie", "referer", "dnt", "priority", "upgrade-insecure-requests", "sec-fetch-dest",
+    "sec-fetch-mode", "sec-fetch-site", "sec-fetch-user", "sec-ch-ua", "sec-ch-ua-mobile",
+    "sec-ch-ua-platform", "sec-gpc", "via", "x-real-ip", "x-forwarded-for", "x-forwarded-host",
+    "x-forwarded-proto", "x-forwarded-port"))
 
 
 def start_of(known: Known, section: Section, with_checksums: bool) -> str:
