@@ -3034,13 +3034,6 @@ class Disk:
             with contextlib.suppress(OSError):
                 os.posix_fallocate(fd, 0, size)
 
-    def discard(self, fd: int, path: str) -> None:
-        """Close a temp file; remove its name, where it has it still."""
-        os.close(fd)
-        if path:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-
     def close_behind(self, fd: int) -> None:
         """Close it in a thread, unless there are too many: a close may have much to free."""
         if self._closers.acquire(blocking=False):
@@ -3228,7 +3221,13 @@ class Staged:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.disk.discard(self.fd, self.path)
+        """Once, however it ends: by then another thread may have a file of that number."""
+        fd, path, self.fd, self.path = self.fd, self.path, -1, ""
+        if fd >= 0:
+            os.close(fd)
+        if path:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 class Late(Staged):
@@ -3258,11 +3257,6 @@ class Late(Staged):
         self.reserve(len(self._data))
         self.disk.write(self.fd, self._data)
         return super().outlast(self.seal(entry, time.time_ns()), old)
-
-    def __exit__(self, *_: object) -> None:
-        fd, path, self.fd, self.path = self.fd, self.path, -1, ""
-        if fd >= 0:
-            self.disk.discard(fd, path)
 
 
 WHOLE, SLOTS = "whole", "slots"  # in an upload's folder: its parts in place; how large a place is
@@ -7876,11 +7870,11 @@ class App:
                 or not PLAIN_HEADERS.issuperset(head.headers) or not head.keeps_alive):
             return None
         try:
-            return self.recall(head, now, address)
+            return self.find_in_memory(head, now, address)
         except Exception:  # noqa: BLE001 the long way says what it is
             return None
 
-    def recall(self, head: Head, now: float, address: str) -> Optional[Remembered]:
+    def find_in_memory(self, head: Head, now: float, address: str) -> Optional[Remembered]:
         """Raises S3Error, OSError, and whatever a damaged file makes the long way raise."""
         needs_content = WITH_CONTENT[head.method]
         bucket, key, in_host = self.split_target(head)
