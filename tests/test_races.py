@@ -298,6 +298,84 @@ def test_a_small_put_whose_files_a_starting_server_takes_for_dead_is_done_again(
     assert [] == os.listdir(store.temp)
 
 
+# -- many commits at once --------------------------------------------------------------------------
+
+
+def test_commits_beyond_a_few_work_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3mini, "AT_ONCE", 0)
+    working: list[int] = []
+    crowds: list[list[int]] = []
+
+    class Watched(s3mini.Disk):
+        def rename(self, path: str, folder: s3mini.Folder, name: str) -> None:
+            working.append(threading.get_ident())
+            time.sleep(0.001)
+            crowds.append(list(working))
+            super().rename(path, folder, name)
+            working.remove(threading.get_ident())
+
+    store = s3mini.Store(str(tmp_path / "b"), Watched(), quota=10_000)
+    store.create()
+    crowds.clear()
+
+    def work(name: str) -> None:
+        for number in range(5):
+            put_object(store, f"own/{name}", f"{name} {number}".encode(), name)
+            put_object(store, f"shared {number}", name.encode(), name)
+
+    run_all(work, list("abcdefgh"))
+
+    assert 2 * 5 * 2 * 8 == len(crowds)
+    assert {1} == set(map(len, crowds))
+    assert [f"{name} 4".encode() for name in "abcdefgh"] == [
+        (tmp_path / "b" / "own" / name).read_bytes() for name in "abcdefgh"]
+    assert [] == os.listdir(store.temp)
+
+
+def run_all(work: Callable[[str], None], names: list[str]) -> None:
+    """In a thread each; none may fail or take for ever."""
+    done: list[str] = []
+    threads = [threading.Thread(target=lambda n=name: done.append(work(n) or n), daemon=True)
+               for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(names) == sorted(done)
+
+
+@pytest.mark.parametrize(("module", "name"), [("os", "fsync"), ("fcntl", "flock")])
+def test_who_waits_for_the_disk_or_for_a_lock_lets_others_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    monkeypatch.setattr(s3mini, "AT_ONCE", 0)
+    owner = getattr(s3mini, module)
+    call, waits, goes_on = getattr(owner, name), threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> None:
+        if threading.current_thread().name == "slow" and s3mini.TURNS.lock and not waits.is_set():
+            waits.set()
+            assert goes_on.wait(60)
+        call(*args)
+
+    monkeypatch.setattr(owner, name, slow)
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(), quota=10_000)
+    store.create()
+    first = threading.Thread(
+        target=lambda: put_object(store, "k", b"slow", "slow"), name="slow", daemon=True)
+    first.start()
+    assert waits.wait(60)
+    run_all(lambda name: put_object(store, f"of {name}", name.encode(), name) and None, ["a", "b"])
+    assert first.is_alive()
+    goes_on.set()
+    first.join(60)
+
+    assert b"slow" == (tmp_path / "b" / "k").read_bytes()
+    assert not store._turn._inside
+
+
 # -- one upload, ended by two ----------------------------------------------------------------------
 
 
