@@ -3176,7 +3176,8 @@ class Disk:
 def keeps_order(path: str) -> bool:
     """Whether the file system of a folder writes changes of names in the order they are made.
 
-    xfs does, and ext4 with a journal: both write one log. Of all others nothing is assumed.
+    xfs does, and ext4 with a journal: both write one log. Of tmpfs nothing outlives the kernel. Of
+    all others nothing is assumed.
     """
     with contextlib.suppress(OSError, AttributeError, IndexError):
         device = os.stat(path).st_dev
@@ -3188,7 +3189,7 @@ def keeps_order(path: str) -> bool:
             name = os.path.basename(os.path.realpath(f"/sys/dev/block/{number}"))
             with open(f"/sys/fs/ext4/{name}/journal_task", encoding="ascii") as file:
                 return file.read().strip().isdigit()  # "<none>" without a journal
-        return kinds == {"xfs"}
+        return kinds in ({"xfs"}, {"tmpfs"})
     return False
 
 
