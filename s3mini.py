@@ -1125,12 +1125,17 @@ Children = list[tuple[str, Any]]
 
 def escape_text(text: str) -> str:
     """Text for XML; a control character becomes a reference, as S3 writes it."""
-    if UNQUOTED.search(text):
-        return UNQUOTED.sub(lambda m: ENTITIES.get(m[0]) or f"&#x{ord(m[0]):x};", text)
-    return text
+    return UNQUOTED.sub(quoted, text) if UNQUOTED.search(text) else text
 
 
-UNQUOTED = re.compile('[<>&"\x00-\x1f\x7f\ufffe\uffff]')
+def quoted(match: re.Match[str]) -> str:
+    char = match[0]
+    if "\ud800" <= char <= "\udfff":  # half a character: of a sidecar that is damaged
+        return "\ufffd"
+    return ENTITIES.get(char) or f"&#x{ord(char):x};"
+
+
+UNQUOTED = re.compile('[<>&"\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]')
 ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;", '"': "&quot;"}
 
 
@@ -2370,6 +2375,10 @@ def hashers() -> Any:
             if not number:
                 raise
     return tasks
+
+
+if hasattr(os, "register_at_fork"):  # threads do not outlive a fork: a child has its own
+    os.register_at_fork(after_in_child=hashers.cache_clear)
 
 
 class Md5Behind:

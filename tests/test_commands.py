@@ -585,6 +585,43 @@ def test_two_fakes_do_not_know_each_other(tmp_path: Path) -> None:
     assert b"2" == (tmp_path / "media/k").read_bytes()
 
 
+FORKED = """
+import hashlib, os, signal, sys, s3mini
+
+def store(root, data):
+    store = s3mini.Store(os.path.join(sys.argv[1], root), s3mini.Disk(False))
+    store.create()
+    body = s3mini.Body(Source([data]), s3mini.Promise(length=len(data)))
+    describe = lambda: s3mini.Entry(len(data), body.md5, body.md5, 0)
+    return store.put("k", body, describe, s3mini.no_check).md5
+
+class Source:
+    def __init__(self, pieces):
+        self.pieces = pieces
+    def read(self, size):
+        return self.pieces.pop() if self.pieces else b""
+
+signal.alarm(60)
+data = b"x" * s3mini.PIECE
+assert store("parent", data) == hashlib.md5(data).hexdigest()
+child = os.fork()
+if not child:
+    signal.alarm(30)
+    os._exit(store("child", data) != hashlib.md5(data).hexdigest())
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_process_that_was_forked_after_an_upload_takes_another(tmp_path: Path) -> None:
+    """The threads that hash did not come along."""
+    run = subprocess.run(
+        [sys.executable, "-c", FORKED, str(tmp_path)],
+        cwd=PROGRAM.parent, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert ("0\n", "") == (run.stdout, run.stderr)
+
+
 def test_a_fake_that_stopped_is_gone() -> None:
     fake = s3mini.start()
     url = fake.endpoint.partition("//")[2]

@@ -421,6 +421,22 @@ def test_a_damaged_sidecar_never_makes_an_object_unreadable(s3: Client, folder: 
         assert 200 == s3.put("k.txt", b"again").status
 
 
+def test_half_a_character_in_a_sidecar_spoils_no_listing(s3: Client, folder: Path) -> None:
+    for key in ("a", "k", "z"):
+        s3.put(key, b"content")
+    before, later = (folder / "k").stat().st_mtime_ns, time.time_ns() + 1_000_000_000
+    text = sidecar(folder / "k").read_text().replace(str(before), str(later))
+    broken = text.replace(f'"etag": "{md5(b"content")}"', r'"etag": "\ud800"')
+    assert broken != text
+    sidecar(folder / "k").write_text(broken)
+    os.utime(folder / "k", ns=(later, later))
+
+    reply = s3.get(list_type=2)
+
+    assert ["a", "k", "z"] == reply.elements("Key")
+    assert 200 == s3.get("k").status
+
+
 def test_a_folder_in_a_sidecars_place_is_no_sidecar(s3: Client, folder: Path) -> None:
     s3.put("k", b"x")
     sidecar(folder / "k").unlink()
