@@ -392,7 +392,8 @@ def parse_origins(text: str) -> tuple[str, ...]:
     return parse_list(text)
 
 
-LISTS = (parse_hosts, parse_listen, parse_public, parse_origins)  # may go on in further lines
+# Their values may go on in further lines.
+LISTS = (parse_hosts, parse_domains, parse_listen, parse_public, parse_origins)
 
 
 class Option(NamedTuple):
@@ -411,7 +412,7 @@ OPTIONS = (
     Option("data", "server", parse_text, "s3mini-data",
            "the data folder; a relative one starts at this file's folder"),
     Option("hosts", "server", parse_hosts, "",
-           "every name under which clients reach us, as they write it: media.example.com"),
+           "more names that clients sign for, where a proxy changes Host: media.example.com"),
     Option("domain", "server", parse_domains, "",
            "BUCKET.DOMAIN reaches the bucket too: s3.example.com"),
     Option("workers", "server", parse_workers, "auto",
@@ -427,7 +428,7 @@ OPTIONS = (
     Option("trust_proxy", "server", parse_yes, "no",
            "yes: X-Forwarded-For tells a client's address; only behind a proxy that sets it"),
     Option("log", "server", parse_choice("text", "json", "none"), "text",
-           "a line for each request on standard error"),
+           "a line for each request on standard error: text, json or none"),
     Option("tls_cert", "server", parse_text, "",
            "serve https with this certificate chain (PEM)"),
     Option("tls_key", "server", parse_text, "",
@@ -451,7 +452,7 @@ OPTIONS = (
     Option("keep", "bucket", parse_duration, "0",
            "keep replaced and deleted objects for `undelete` this long: 7d; 0: not at all"),
     Option("path", "bucket", parse_text, "",
-           "the bucket's folder, if it is not DATA/BUCKET: serves /srv/media in place; must exist"),
+           "the bucket's folder, if it is not DATA/BUCKET: served in place; must exist"),
 )
 
 
@@ -3866,6 +3867,16 @@ class Version(NamedTuple):
     gone: float  # seconds since 1970
     entry: Entry
 
+    def check(self) -> None:
+        """Raises InternalError when it is damaged, OSError."""
+        with open(os.open(self.path, READ_FLAGS), "rb") as file:
+            self.check_copy(file.fileno())
+
+    def check_copy(self, fd: int) -> None:
+        """Raises InternalError when these are not its bytes."""
+        if any(self.entry.spans()) and not self.entry.describes(fd):
+            raise S3Error("InternalError", "The version is damaged on the disk.")
+
 
 class Known(NamedTuple):
     """An entry in memory, with the generation and the way to the file that it describes.
@@ -4744,8 +4755,7 @@ class Store:
             entry, links = version.entry, os.fstat(file.fileno()).st_nlink
             self.check_free(entry.size)
             self.disk.copy(file.fileno(), 0, entry.size, staged.fd)
-            if any(entry.spans()) and not entry.describes(staged.fd):
-                raise S3Error("InternalError", "The version is damaged on the disk.")
+            version.check_copy(staged.fd)
             with Folder.open(self.temp) as temp, self._second_name(temp, staged) as name:
                 charged = entry.size if links <= 1 else 0
                 self.commit(version.key, staged, entry, no_check, charged)
@@ -6021,7 +6031,7 @@ CANNED_ACLS = {  # canned ACL: what it comes to here
 
 def is_public(section: Optional[Section], key: str) -> bool:
     """Whether buckets.ini opens the key to everybody."""
-    return section is not None and key.startswith(section.public or ("\0",))
+    return section is not None and key.startswith(section.public)
 
 
 def parse_acl(req: Request, canned: str) -> str:
@@ -9026,7 +9036,7 @@ def open_listener(address: str) -> socket.socket:
         return sock
     except OSError as why:
         raise ConfigError(f"cannot listen on {address}: {why.strerror or why}; is another server "
-                          "running there? give another with --listen") from None
+                          "there? give another: listen in buckets.ini, or --listen") from None
 
 
 def listen_unix(path: str) -> socket.socket:
@@ -9345,7 +9355,7 @@ def command_first(options: Any) -> int:
     section = next((s for s in config.sections if s.access_key), None)
     greeting = f"Keys:    {os.path.abspath(options.config)}{' (new)' if fresh else ''}\n"
     greeting += f"Objects: {config.data}\n"
-    if section and fresh:
+    if section and (fresh or sys.stdout.isatty()):
         greeting += settings(section.access_key, section.secret_key, section.pattern)
     return run(config, greeting)
 
@@ -9401,7 +9411,24 @@ def chosen_buckets(options: Any) -> Iterator[tuple[str, Store]]:
             ) from None
         if store.about() is None:
             raise ConfigError(f"the bucket {name!r} has no folder yet: {store.root}")
+        check_user(store.room)
         yield name, store
+
+
+def check_user(path: str) -> None:
+    """Raises ConfigError for root, where the server is another: it could not read what root writes.
+    """
+    owner = os.stat(path).st_uid
+    if not hasattr(os, "geteuid") or os.geteuid() or not owner:
+        return
+    import pwd
+
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"#{owner}"
+    raise ConfigError(f"{path} is {name}'s: the server could not read what root writes there; run "
+                      f"this as that user, with `sudo -u {name}` before it")
 
 
 class Meter:
@@ -9473,6 +9500,8 @@ def command_manifest(options: Any) -> int:
                 algorithm = hashlib.sha256 if options.sha256 else hashlib.md5
                 try:
                     digest = known or hash_path(path, algorithm)
+                except FileNotFoundError:
+                    continue  # it was deleted meanwhile
                 except PermissionError as why:
                     code = 1
                     sys.stderr.write(f"s3mini: {why}\n")
@@ -9509,7 +9538,9 @@ def command_undelete(options: Any) -> int:
             try:
                 if store.is_in_place(version):
                     continue
-                if not options.dry_run:
+                if options.dry_run:
+                    version.check()
+                else:
                     store.bring_back(version)
             except (OSError, S3Error) as why:
                 failed += 1
@@ -9526,11 +9557,12 @@ def render_example() -> str:
     """buckets.ini.example: every option with its default and what it is for."""
     lines = ["# buckets.ini for s3mini. Every option is here with its default, commented out where",
              "# the default is good. Times: 15s 30m 12h 7d. Sizes: 500M 5G. Lists: blanks between.",
+             "# A comment has a line of its own.",
              "# `python3 s3mini.py config` checks a file; a mistake is one sentence with its line."]
     for scope, title, why in EXAMPLE_SECTIONS:
         lines += ["", f"[{title}]"] + [f"# {line}" for line in why.splitlines()]
         for option in OPTIONS if scope else ():
-            if option.scope == scope:
+            if option.scope == scope and option.name != "path":
                 lines += [f"# {option.help}", f"#{option.name} = {option.default}".rstrip()]
         lines += EXAMPLE_VALUES.get(title, "").splitlines()
     return "\n".join(lines) + "\n"
@@ -9546,7 +9578,9 @@ EXAMPLE_SECTIONS = (
     ("", "test-*:alt", "A second key for the pattern; it sees only the buckets it made itself."),
 )
 EXAMPLE_VALUES = {
-    "media": "access_key = MEDIAKEY\nsecret_key = change-me-1\npublic = images/ css/",
+    "media": "access_key = MEDIAKEY\nsecret_key = change-me-1\npublic = images/ css/\n"
+             "# a folder of its own, if it is not DATA/media: served in place; must exist\n"
+             "#path = /srv/media",
     "media:ci": "access_key = CIKEY\nsecret_key = change-me-2\nmode = read",
     "test-*": "access_key = TESTKEY\nsecret_key = change-me-3",
     "test-*:alt": "access_key = ALTKEY\nsecret_key = change-me-4",
@@ -9563,8 +9597,9 @@ def command_config(options: Any) -> int:
     tls_context(config)
     for s in config.sections:
         shown = "all" if s.public == ("",) else " ".join(s.public) or "nothing"
-        print(f"[{s.name}] key {s.access_key or '-'} ({s.mode}), public: {shown}")
-    print(f"{options.config} is good: {len(config.sections)} sections")
+        shown = "" if ":" in s.name else f", public: {shown}"  # that is its bucket's
+        print(f"[{s.name}] key {s.access_key or '-'} ({s.mode}){shown}")
+    print(f"{options.config} is good; sections: {len(config.sections)}")
     return 0
 
 

@@ -510,8 +510,11 @@ def test_a_manifest_is_what_coreutils_check(
     assert 1 == coreutils().returncode
 
 
-def test_a_manifest_goes_on_behind_a_file_that_may_not_be_read(
-    server: Server, bucket: str, s3: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [
+    PermissionError(13, "Permission denied"), FileNotFoundError(2, "No such file or directory")])
+def test_a_manifest_goes_on_behind_a_file_that_may_not_be_read_or_went_meanwhile(
+    server: Server, bucket: str, s3: Client, folder: Path, monkeypatch: pytest.MonkeyPatch,
+    error: OSError,
 ) -> None:
     for key in ("a", "b"):
         s3.put(key, b"content")
@@ -519,14 +522,33 @@ def test_a_manifest_goes_on_behind_a_file_that_may_not_be_read(
 
     def hash_path(path: str, algorithm: Any) -> str:
         if path.endswith("/a"):
-            raise PermissionError(13, "Permission denied", path)
+            raise type(error)(*error.args, path)
         return real(path, algorithm)
 
     monkeypatch.setattr(s3mini, "hash_path", hash_path)
     manifest = run(server, "manifest", bucket, "--sha256")
+    is_there = isinstance(error, PermissionError)
 
-    assert 1 == manifest.code
+    assert is_there == manifest.code
     assert [hashlib.sha256(b"content").hexdigest()] == [
         line.split()[0] for line in manifest.out.splitlines()
     ]
-    assert f"s3mini: [Errno 13] Permission denied: '{folder}/a'\n" == manifest.err
+    said = f"s3mini: [Errno 13] Permission denied: '{folder}/a'\n" if is_there else ""
+    assert said == manifest.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may write what is another's")
+@pytest.mark.parametrize("command", ["check", "manifest", "undelete"])
+def test_root_writes_nothing_where_the_server_is_another(
+    server: Server, bucket: str, s3: Client, folder: Path, command: str
+) -> None:
+    (folder / "by hand").write_bytes(b"x")
+    os.chown(folder / ".s3mini", 65534, -1)
+    try:
+        ran = run(server, command, bucket)
+    finally:
+        os.chown(folder / ".s3mini", 0, -1)
+
+    assert (2, "") == (ran.code, ran.out)
+    assert "with `sudo -u nobody` before it" in ran.err
+    assert not (folder / ".by hand.s3mini.json").exists()

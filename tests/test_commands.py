@@ -222,6 +222,34 @@ def test_a_data_folder_that_is_not_there_is_one_sentence(
     assert 1 == program.said.count("\n")
 
 
+def test_the_settings_are_shown_again_on_a_terminal_and_in_no_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first start may have failed: another server had the port."""
+    said: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(s3mini, "run", lambda _, greeting: said.append(greeting) or 0)
+    for is_terminal in (False, True, False):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda shown=is_terminal: shown)
+        assert 0 == s3mini.main([])
+    secret = re.findall("secret_key = (.+)", (tmp_path / "buckets.ini").read_text())[0]
+
+    assert [True, True, False] == [secret in greeting for greeting in said]
+
+
+def test_the_configuration_shows_what_is_public_with_its_bucket(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "buckets.ini"
+    config.write_text("[media]\naccess_key = a\nsecret_key = b\npublic = images/\n"
+                      "[media:ci]\naccess_key = c\nsecret_key = d\nmode = read\n")
+    config.chmod(0o600)
+
+    assert 0 == s3mini.main(["config", "--config", str(config)])
+    assert ["[media] key a (full), public: images/", "[media:ci] key c (read)",
+            f"{config} is good; sections: 2"] == capsys.readouterr().out.splitlines()
+
+
 def test_two_first_runs_have_different_keys(start: Start, tmp_path: Path) -> None:
     secrets = set()
     for _ in range(2):

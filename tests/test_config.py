@@ -354,7 +354,7 @@ def test_values_are_read_as_they_are_meant(tmp_path: Path) -> None:
         tmp_path,
         "[SERVER]\nlisten = [::]:80, unix:/run/x, 127.0.0.1:0\n"
         "min_free = 5 GB\nexpire_uploads = 12h\n"
-        "data = ../d\nhosts = A.example.com, box:9000\n"
+        "data = ../d\nhosts = A.example.com, box:9000\ndomain = s3.a.com\n  s3.b.com\n"
         "[media]\naccess_key = k\nsecret_key = a%b;c#d = e\n"
         "public = images/, css/\ncors = *\npath = srv\n",
     )
@@ -363,6 +363,7 @@ def test_values_are_read_as_they_are_meant(tmp_path: Path) -> None:
     assert (5 * 1024**3, 12 * 3600) == (config.min_free, config.expire_uploads)
     assert str(tmp_path.parent / "d") == config.data
     assert ("a.example.com", "box:9000") == config.hosts
+    assert ("s3.a.com", "s3.b.com") == config.domain
     assert "a%b;c#d = e" == config.sections[0].secret_key
     assert (("images/", "css/"), ("*",), str(tmp_path / "srv")) == (
         config.sections[0].public,

@@ -208,6 +208,12 @@ def test_prefixes_open_what_lies_below_them(world: Server) -> None:
         assert anyone.get(target=f"/partly/{path}").status in (400, 404), path
 
 
+def test_no_key_of_a_private_bucket_is_public(owner: Client) -> None:
+    for key in ("\0", "\0secret", "\x01", " ", "a"):
+        assert 200 == owner.put(key, b"x").status
+        assert DENIED == outcome(owner.anonymous().get(key)), repr(key)
+
+
 def test_a_bucket_without_a_key_is_for_reading(world: Server) -> None:
     (world.data / "nobodys/page.html").write_bytes(b"<h1>")
     got = world.client("", bucket="nobodys").get("page.html")
