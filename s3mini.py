@@ -4913,7 +4913,8 @@ class Store:
             if offset != (old.entry.size if old else 0):
                 raise S3Error("InvalidWriteOffset")
             joined = JoinedReader(CheckedReader(old, 0, offset) if old else None, offset, body)
-            for algorithm in old.entry.checksums if old and not old.entry.parts else ():
+            kept = old.entry.checksums if old else [body.algorithm] if body.algorithm else []
+            for algorithm in kept if not old or not old.entry.parts else ():
                 joined.whole.want(algorithm)
 
             def describe() -> Entry:
@@ -5819,6 +5820,15 @@ def check_write_conditions(headers: Mapping[str, str], old: Optional[Entry], key
         raise S3Error("NoSuchKey", Key=key)
     if wanted is not None and old and not etag_matches(wanted, old.etag):
         raise S3Error("PreconditionFailed", Condition="If-Match")
+    check_unmodified(headers, old)
+
+
+def check_unmodified(headers: Mapping[str, str], old: Optional[Entry]) -> None:
+    """Raises PreconditionFailed. AWS does not say what it does to a write; HTTP does. [RFC 9110]"""
+    if "if-unmodified-since" in headers and "if-match" not in headers and old:
+        limit = parse_http_date(headers["if-unmodified-since"])
+        if limit is not None and old.modified > limit:
+            raise S3Error("PreconditionFailed", Condition="If-Unmodified-Since")
 
 
 def is_lock(key: str) -> bool:
@@ -6307,6 +6317,8 @@ def put_object(req: Request) -> Response:
 
     Raises PreconditionFailed, and whatever describing the object or reading the body raises.
     """
+    if "content-range" in req.headers:  # [RFC 9110 §14.5; curl -C]
+        raise S3Error("InvalidRequest", "An object is stored whole: Content-Range is for answers.")
     entry, body = describe_object(req), req.open_body()
     offset = req.headers.get("x-amz-write-offset-bytes")
     if offset is not None:
@@ -6346,6 +6358,9 @@ def check_delete(headers: Mapping[str, str], key: str, old: Optional[Entry]) -> 
         raise S3Error("NoSuchKey", Key=key)
     if old and "if-match" in headers and not etag_matches(headers["if-match"], old.etag):
         raise S3Error("PreconditionFailed", Condition="If-Match")
+    if old and etag_matches(headers.get("if-none-match", ""), old.etag):
+        raise S3Error("PreconditionFailed", Condition="If-None-Match")
+    check_unmodified(headers, old)
     size, date = (
         headers.get("x-amz-if-match-size"),
         headers.get("x-amz-if-match-last-modified-time"),
@@ -6469,6 +6484,8 @@ def copy_object(req: Request) -> Response:
     Onto itself it starts over, with its conditions, when the object is replaced meanwhile. Raises
     AccessDenied, NoSuchKey, PreconditionFailed, InvalidRequest, OperationAborted.
     """
+    if "x-amz-copy-source-range" in req.headers:
+        raise S3Error("InvalidRequest", "x-amz-copy-source-range is for parts: UploadPartCopy.")
     for left in reversed(range(ROUNDS)):
         try:
             entry = copy_once(req)

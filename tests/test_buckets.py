@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -472,6 +474,19 @@ def test_an_append_adds_to_the_end(s3: Client) -> None:
     assert (200, "8") == (second.status, second.headers["x-amz-object-size"])
     assert (b"one\ntwo\n", "1") == (got.body, got.headers["x-amz-meta-a"])
     assert second.etag == got.etag
+
+
+def test_an_object_begun_by_an_append_keeps_its_checksum(s3: Client) -> None:
+    def crc(data: bytes) -> str:
+        return base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+
+    first = append(s3, "log", b"one\n", 0, x_amz_checksum_crc32=crc(b"one\n"))
+    append(s3, "log", b"two\n", 4)
+    shown = s3.head("log", {"x-amz-checksum-mode": "ENABLED"}).headers
+
+    assert crc(b"one\n") == first.headers["x-amz-checksum-crc32"]
+    assert crc(b"one\ntwo\n") == shown["x-amz-checksum-crc32"]
+    assert "FULL_OBJECT" == shown["x-amz-checksum-type"]
 
 
 @pytest.mark.parametrize("offset", ["0", "2", "4", "-1", "x", "3.0", ""])

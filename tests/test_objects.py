@@ -854,6 +854,58 @@ def test_delete_if_match(s3: Client) -> None:
     assert (204, 404) == (s3.delete("k", {"if-match": f'"{etag}"'}).status, s3.head("k").status)
 
 
+LONG_AGO, TOMORROW = "Sat, 01 Jan 2000 00:00:00 GMT", "Fri, 01 Jan 2100 00:00:00 GMT"
+
+
+@pytest.mark.parametrize("write", ["put", "copy", "complete", "delete"])
+def test_a_write_changes_nothing_that_was_modified_since(s3: Client, write: str) -> None:
+    s3.put("source", b"new")
+    upload = s3.post("k", uploads="").element("UploadId")
+    etag = s3.put("k", b"new", partNumber=1, uploadId=upload).etag
+    part = f"<Part><PartNumber>1</PartNumber><ETag>{etag}</ETag></Part>"
+    document = f"<CompleteMultipartUpload>{part}</CompleteMultipartUpload>".encode()
+    writes: dict[str, Callable[[dict[str, str]], Reply]] = {
+        "put": lambda headers: s3.put("k", b"new", headers),
+        "copy": lambda headers: copy(s3, "source", "k", headers),
+        "complete": lambda headers: s3.post("k", document, headers, uploadId=upload),
+        "delete": lambda headers: s3.delete("k", headers),
+    }
+    first = s3.put("k", b"old").etag
+    refused = writes[write]({"if-unmodified-since": LONG_AGO})
+
+    assert (412, "PreconditionFailed") == (refused.status, refused.error)
+    assert "If-Unmodified-Since" == refused.element("Condition")
+    assert b"old" == s3.get("k").body
+    if write == "complete":
+        assert 200 == writes[write]({"if-unmodified-since": TOMORROW}).status
+        return  # it can be done once
+    # If-Match tells more, and what is no date says nothing. [RFC 9110 §13.1.4]
+    for headers in ({"if-unmodified-since": TOMORROW}, {"if-unmodified-since": "soon"},
+                    {"if-unmodified-since": LONG_AGO, "if-match": f'"{first}"'}):
+        s3.put("k", b"old")
+        assert writes[write](headers).status == (204 if write == "delete" else 200), headers
+        assert (404 if write == "delete" else 200) == s3.get("k").status
+
+
+def test_a_delete_obeys_if_none_match(s3: Client) -> None:
+    s3.put("k", b"1")
+
+    assert "PreconditionFailed" == s3.delete("k", {"if-none-match": "*"}).error
+    assert b"1" == s3.get("k").body
+    assert 204 == s3.delete("k", {"if-none-match": '"other"'}).status
+    assert 204 == s3.delete("k", {"if-none-match": "*"}).status
+
+
+def test_a_part_of_an_object_is_not_stored_as_the_whole(s3: Client) -> None:
+    """`curl -C 4 -T` sends the rest, and says so in Content-Range."""
+    s3.put("k", DIGITS)
+    tail = s3.put("k", DIGITS[4:], {"content-range": f"bytes 4-{len(DIGITS) - 1}/{len(DIGITS)}"})
+    ranged = copy(s3, "k", "copied", {"x-amz-copy-source-range": "bytes=0-1"})
+
+    assert [(400, "InvalidRequest")] * 2 == [(r.status, r.error) for r in (tail, ranged)]
+    assert (DIGITS, 404) == (s3.get("k").body, s3.head("copied").status)
+
+
 def race(work: Callable[[int], Any], racers: int) -> list[Any]:
     """What each of the racers got; they start at the same moment."""
     start = threading.Barrier(racers)
