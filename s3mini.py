@@ -2626,7 +2626,7 @@ def open_body(head: Head, source: Source, signed: Optional[Signed], streams: boo
             raise S3Error("InvalidRequest", "An aws-chunked body needs x-amz-content-sha256 to say "
                           "STREAMING-...")
         promise = parse_promise(headers, payload)
-        if streams and head.length is None and not head.is_chunked and head.method != "GET":
+        if streams and head.length is None and not head.is_chunked:
             raise S3Error("MissingContentLength")
         length = None if head.is_chunked else head.length or 0
         return Body(source, promise._replace(length=length))
@@ -2666,10 +2666,10 @@ WINDOWS_NAMES = re.compile(r"(?is)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?
 
 def is_reserved(name: str) -> bool:
     """Whether a name is the file system's or ours, and so must not be an object's as it is."""
-    folded = name.casefold()  # NTFS and APFS take U+017F for an s
+    lower = name.casefold()  # NTFS and APFS take U+017F for an s
     if os.name == "nt" and WINDOWS_NAMES.fullmatch(name):
         return True
-    return name in (".", "..") or folded == ROOM or is_sidecar(folded)
+    return name in (".", "..") or lower == ROOM or is_sidecar(lower)
 
 
 def is_sidecar(name: str) -> bool:
@@ -3574,6 +3574,13 @@ def unless(*numbers: int) -> Iterator[None]:
             raise
 
 
+def list_folder(path: str) -> list[str]:
+    """The names in it, in order; none where there is no such folder, any more."""
+    with contextlib.suppress(FileNotFoundError):  # a restore drops empty ones
+        return sorted(os.listdir(path))
+    return []
+
+
 @contextlib.contextmanager
 def removed_on_error(path: str) -> Iterator[None]:
     try:
@@ -4049,7 +4056,7 @@ class Store:
                 with open(self._about_file, "rb") as file:
                     value = json.loads(file.read(MAX_DOCUMENT))
                 self._about = (generation, value if isinstance(value, dict) else {})
-        except (FileNotFoundError, NotADirectoryError):
+        except GONE:
             return None
         return self._about[1]
 
@@ -4320,7 +4327,7 @@ class Store:
                 if place:
                     return place
             folder.close()
-        except (FileNotFoundError, NotADirectoryError):
+        except GONE:
             pass
         except OSError as why:
             if why.errno not in LINK_ERRORS:
@@ -4698,21 +4705,15 @@ class Store:
         root, days = self._versions, self._days()
         first = time.strftime("%Y-%m-%d", time.gmtime(max(0.0, since)))
         for day in days[bisect_left(days, first) :]:
-            for name in self._names_of(os.path.join(root, day)):
+            for name in list_folder(os.path.join(root, day)):
                 version = self._read_version(os.path.join(root, day, name))
                 if version and version.gone >= since:
                     yield version
 
     def _days(self) -> list[str]:
         """The folders of versions, the oldest first; what else lies there is not ours."""
-        found = self._names_of(self._versions)
+        found = list_folder(self._versions)
         return [d for d in found if re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", d)]
-
-    def _names_of(self, path: str) -> list[str]:
-        """In order; none where there is no such folder, any more."""
-        with contextlib.suppress(FileNotFoundError):
-            return sorted(os.listdir(path))
-        return []
 
     def _read_version(self, path: str) -> Optional[Version]:
         match = re.fullmatch(r"([0-9]{20})-[0-9a-f]{8}", os.path.basename(path))
@@ -4996,11 +4997,8 @@ class Store:
         self._write_sidecar(place, sidecar)
         spare = f"{self.temp}/{self.disk.spare_name()}"
         self.disk.link(origin.folder, origin.name, spare)
-        try:
+        with removed_on_error(spare):
             self.disk.rename(spare, place.folder, place.name)
-        except BaseException:
-            os.unlink(spare)
-            raise
 
     def update(self, key: str, change: Callable[[Entry], Entry], check: Check) -> Entry:
         """Change what is known of an object, not its bytes: the new stamp is the commit.
@@ -5077,7 +5075,7 @@ class Store:
         with self.lock(key):
             try:
                 folder = self.folder(names[:-1])
-            except (FileNotFoundError, NotADirectoryError):
+            except GONE:
                 check(None)
                 return "", None
             with folder:
@@ -5097,7 +5095,7 @@ class Store:
                 self.disk.sync_folder(folder)
                 for key, name in deleted:
                     self.drop_orphan(key, Place(folder, name, -1))
-        except (FileNotFoundError, NotADirectoryError):
+        except GONE:
             self._sync_nearest(names)  # somebody pruned the folder: that must be on disk
         self._prune(names)
 
@@ -5137,7 +5135,7 @@ class Store:
         """Sync the nearest folder that there is, of a path that is gone."""
         while names:
             names = names[:-1]
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            with contextlib.suppress(*GONE):
                 with self.folder(names) as folder:
                     self.disk.sync_folder(folder)
                 return
@@ -5157,7 +5155,7 @@ class Store:
 
         try:
             levels = [Level(Scan(prefix, self.folder, find), self.folder(names), names, base)]
-        except (FileNotFoundError, NotADirectoryError):
+        except GONE:
             return
         last = None
         try:
@@ -5288,7 +5286,7 @@ class Store:
                     self._empty_upload(path)  # our lock, made anew behind who removed it
                     raise S3Error("NoSuchUpload", UploadId=upload.id)
                 yield folder
-        except (FileNotFoundError, NotADirectoryError):
+        except GONE:
             if os.path.exists(os.path.join(path, "upload.json")):
                 raise
             raise S3Error("NoSuchUpload", UploadId=upload.id) from None
@@ -5506,7 +5504,7 @@ class Store:
 
     def _empty_upload(self, path: str) -> None:
         with (
-            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            contextlib.suppress(*GONE),
             Folder.open(path) as folder,
         ):
             for name in os.listdir(path):
@@ -5553,14 +5551,14 @@ class Inspector:
 
         What a writer at work may have just left is looked at again a while after.
         """
-        temp = set(self._temp_names())
+        temp = set(list_folder(self.store.temp))
         yield from self._tree()
         yield from self._versions() if self.deep else ()
         if temp or self._orphans:
             time.sleep(SECOND_LOOK_SECONDS)
         yield from self._temp_files(temp)
         for names, name, info in self._orphans:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            with contextlib.suppress(*GONE):
                 with self.store.folder(names) as folder:
                     yield from self._orphan(folder, names, name, info)
 
@@ -5586,15 +5584,9 @@ class Inspector:
                         name = os.path.relpath(version.path, self.store.root)
                         yield Finding("damaged", name, f"a version of {version.key}", False)
 
-    def _temp_names(self) -> list[str]:
-        with contextlib.suppress(FileNotFoundError):  # a restore drops empty folders
-            return sorted(os.listdir(self.store.temp))
-        return []
-
     def _temp_files(self, before: set[str]) -> Iterator[Finding]:
         """Those that are there still and that nobody holds: a sidecar on its way has no lock."""
-        names = sorted(before.intersection(self._temp_names()))
-        for name in names:
+        for name in sorted(before.intersection(list_folder(self.store.temp))):
             with Folder.open(self.store.temp) as folder:
                 with unlocked(folder, name) as is_dead:
                     if is_dead and self.repair:
@@ -5925,7 +5917,7 @@ class Buckets:
 
     def names(self) -> list[str]:
         """All buckets that there are."""
-        found = {s.pattern for s in self.config.sections if not s.is_pattern}
+        found = set(self._declared)
         with os.scandir(self.config.data) as items:
             made = [i.name for i in items if is_bucket_name(i.name) and i.is_dir()]
         found.update(n for n in made if n not in found and self._owner(n) is not None)
@@ -5967,7 +5959,7 @@ class Buckets:
         """
         if not is_bucket_name(name):
             raise S3Error("InvalidBucketName", BucketName=name)
-        if self.config.sections_of(name) or self._owner(name) is not None:
+        if name in self._declared or self._owner(name) is not None:
             if not self.grants(name, access_key):
                 raise S3Error("BucketAlreadyExists", BucketName=name)
             return False
@@ -5984,7 +5976,7 @@ class Buckets:
 
     def delete(self, name: str) -> None:
         """Raises AccessDenied for a declared bucket, BucketNotEmpty."""
-        if self.config.sections_of(name):
+        if name in self._declared:
             raise S3Error("AccessDenied", "The bucket is declared in buckets.ini: remove it there.")
         self.open(name).destroy()
 
@@ -9259,6 +9251,7 @@ awscli:
     aws s3 cp photo.jpg s3://{bucket}/
 """
 
+DEV_KEYS = {"access_key": "s3mini", "secret_key": "s3mini-secret"}
 DEV_INI = """\
 [SERVER]
 listen = {listen}
@@ -9267,8 +9260,8 @@ durability = none
 workers = 1
 min_free = 0
 [DEFAULT]
-access_key = s3mini
-secret_key = s3mini-secret
+access_key = {access_key}
+secret_key = {secret_key}
 cors = *
 [*]
 """
@@ -9385,7 +9378,7 @@ def command_dev(options: Any) -> int:
         config = dev_config(options.listen or "127.0.0.1:9000", options.data or folder)
         make_dev_buckets(config, options.buckets or ["media"])
         greeting = f"Objects: {config.data}{'' if options.data else ' (removed at the end)'}\n"
-        greeting += settings("s3mini", "s3mini-secret", (options.buckets or ["media"])[0])
+        greeting += settings(bucket=(options.buckets or ["media"])[0], **DEV_KEYS)
         return run(config, greeting)
 
 
@@ -9395,7 +9388,7 @@ def dev_config(listen: str, data: str) -> Config:
         parse_listen(listen)
     except ValueError as why:
         raise ConfigError(f"--listen: {why}") from None
-    text = DEV_INI.format(listen=listen, data=os.path.abspath(data))
+    text = DEV_INI.format(listen=listen, data=os.path.abspath(data), **DEV_KEYS)
     return IniReader(text, "the command line", data).read()
 
 
@@ -9405,7 +9398,7 @@ def make_dev_buckets(config: Config, names: list[str]) -> None:
     os.makedirs(config.data, exist_ok=True)
     for name in names:
         try:
-            buckets.create(name, "s3mini")
+            buckets.create(name, DEV_KEYS["access_key"])
         except S3Error as why:
             raise ConfigError(f"{name!r}: {why}") from None
 
@@ -9693,7 +9686,7 @@ class Fake:
         make_dev_buckets(config, list(buckets))
         listener = open_listener(config.listen[0])
         self.endpoint = url_of(listener, False)
-        self.access_key, self.secret_key = "s3mini", "s3mini-secret"
+        self.access_key, self.secret_key = DEV_KEYS["access_key"], DEV_KEYS["secret_key"]
         self._server = Server(App(config._replace(log="none"), Disk(False)), listener)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
