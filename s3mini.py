@@ -117,7 +117,7 @@ IDLE_SECONDS = 75  # for the next request on a kept connection                 [
 LINGER_SECONDS = 0.5  # a thread waits for it, before it gives the connection back  [ours]
 AHEAD_SECONDS = 0.001  # a worker with more connections leaves a new one to others  [ours]
 ACCEPTS_IN_ROW = 16  # connections, before others have their turn               [ours]
-ABREAST = 8  # connections in one round of receiving, answering, sending          [measured]
+ABREAST = 16  # connections in one round of receiving, answering, sending          [measured]
 QUICK_IN_ROW = 8  # quick requests a thread answers before it does              [ours]
 BODY_SECONDS = 30  # for the next bytes of a body, in or out                   [ours]
 MIN_RATE = KIB  # bytes a second, in all, of a body that takes longer             [ours]
@@ -4612,11 +4612,10 @@ class Store:
         try:
             for _ in range(ROUNDS):
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                    with self._make_folder(names[:-1]) as folder, self.lock(key), self._turn:
+                    with self._make_folder(names[:-1]) as folder, self.lock(key):
                         place, old = self._look(folder, names[-1], key)
                         check(old)
-                        sidecar = Sidecar(key, staged.outlast(entry, old), old)
-                        return self._commit_locked(place, staged, sidecar, charged)
+                        return self._commit_locked(place, staged, Sidecar(key, entry, old), charged)
             self._check_here()
             os.stat(self.temp)  # else what is missing is a folder of ours
             raise S3Error("OperationAborted", "Folders come and go under this key. Try again.")
@@ -4629,15 +4628,17 @@ class Store:
     ) -> Entry:
         """Keep the old version and count the bytes, where that is wanted; then replace."""
         old = sidecar.previous
-        change = sidecar.current.size - charged - (old.size if old and not self.keep else 0)
-        self.charge(change)  # first: what is refused must not leave a version
-        try:
-            with self._kept(place, sidecar.key, old, self._keep_version):
-                return self._replace(place, staged, sidecar)
-        except BaseException:
-            if staged.path:  # it was not committed
-                self.charge(-change)
-            raise
+        with self._turn:  # not before: the look may have had a large file to hash
+            sidecar = sidecar._replace(current=staged.outlast(sidecar.current, old))
+            change = sidecar.current.size - charged - (old.size if old and not self.keep else 0)
+            self.charge(change)  # first: what is refused must not leave a version
+            try:
+                with self._kept(place, sidecar.key, old, self._keep_version):
+                    return self._replace(place, staged, sidecar)
+            except BaseException:
+                if staged.path:  # it was not committed
+                    self.charge(-change)
+                raise
 
     @contextlib.contextmanager
     def _kept(
@@ -8855,22 +8856,28 @@ class Server(http.server.ThreadingHTTPServer):
         for first in range(0, len(connections), ABREAST):
             abreast = connections[first : first + ABREAST]
             for step in (Connection.receive, Connection.answer_quickly, Connection.end_turn):
-                abreast = [c for c in abreast if self.take_step(c, step)]
+                abreast = self.take_step(abreast, step)
 
-    def take_step(self, connection: Connection, step: Callable[[Connection], str]) -> bool:
-        """Whether the connection goes on with its turn."""
-        if connection not in self._parked:
-            return False  # closed by what was done just before
-        try:
-            state = step(connection)
-        except Exception:  # noqa: BLE001 a bug: it ends this connection, not the front
-            import traceback
+    def take_step(
+        self, connections: list[Connection], step: Callable[[Connection], str]
+    ) -> list[Connection]:
+        """Gives those that go on with their turns."""
+        going = []
+        for connection in connections:
+            if connection not in self._parked:
+                continue  # closed by what was done just before
+            try:
+                state = step(connection)
+            except Exception:  # noqa: BLE001 a bug: it ends this connection, not the front
+                import traceback
 
-            traceback.print_exc()
-            state = ENDED
-        if state != GOES_ON:
-            self.end_turn(connection, state)
-        return state == GOES_ON
+                traceback.print_exc()
+                state = ENDED
+            if state == GOES_ON:
+                going.append(connection)
+            else:
+                self.end_turn(connection, state)
+        return going
 
     def end_turn(self, connection: Connection, state: str) -> None:
         del self._parked[connection]

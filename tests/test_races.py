@@ -334,6 +334,34 @@ def test_commits_beyond_a_few_work_one_at_a_time(
     assert [] == os.listdir(store.temp)
 
 
+def test_a_commit_that_has_to_hash_what_is_there_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file whose time a restore changed is told by its bytes, however many they are."""
+    monkeypatch.setattr(s3mini, "AT_ONCE", 0)
+    hashes, goes_on, real = threading.Event(), threading.Event(), s3mini.hash_file
+
+    def slow(fd: int, start: int, size: int) -> str:
+        hashes.set()
+        assert goes_on.wait(60)
+        return real(fd, start, size)
+
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk())
+    store.create()
+    put_object(store, "k", b"old", "old")
+    os.utime(tmp_path / "b" / "k", (1, 1))
+    monkeypatch.setattr(s3mini, "hash_file", slow)
+    first = threading.Thread(target=lambda: put_object(store, "k", b"new", "new"), daemon=True)
+    first.start()
+    assert hashes.wait(60)
+    run_all(lambda name: put_object(store, f"of {name}", name.encode(), name) and None, ["a", "b"])
+    assert first.is_alive()
+    goes_on.set()
+    first.join(60)
+
+    assert b"new" == (tmp_path / "b" / "k").read_bytes()
+
+
 def run_all(work: Callable[[str], None], names: list[str]) -> None:
     """In a thread each; none may fail or take for ever."""
     done: list[str] = []
