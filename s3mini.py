@@ -2766,7 +2766,9 @@ def disk_size(fd: int) -> int:
 
 
 def hash_file(fd: int, start: int, size: int) -> str:
-    """The MD5 of `size` bytes of a file, in hex."""
+    """The MD5 of `size` bytes of a file, in hex. Raises NotQuickError."""
+    if TURNS.in_front and size > SMALL:
+        raise NotQuickError
     total, offset = hashlib.md5(), start
     while offset < start + size:
         data = read_at(fd, min(PIECE, start + size - offset), offset)
@@ -3017,10 +3019,15 @@ class Folder:
 FRESH = stat.S_ISVTX if HAS_DIR_FD else 0  # marks a folder whose name may not be on disk yet
 
 
+class NotQuickError(Exception):
+    """What is to be done would hold the front up: a thread is to do it, from its beginning."""
+
+
 class Turns(threading.local):
-    """The turn that this thread has, if any."""
+    """The turn that this thread has, if any; and whether it is the front."""
 
     lock: Optional[threading.Lock] = None
+    in_front = False
 
     def wait_for(self, call: Callable[..., object], *args: object) -> None:
         """A call that takes its time, while others have their turn."""
@@ -3598,13 +3605,26 @@ def is_at(fd: int, path: str) -> bool:
         return False
 
 
+def lock_at_once(fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise NotQuickError from None
+
+
 @contextlib.contextmanager
-def locked_file(path: str) -> Iterator[None]:
-    """An flock on a file: it excludes threads, processes and, on a network disk, machines."""
+def locked_file(path: str, may_wait: bool = True) -> Iterator[None]:
+    """An flock on a file: it excludes threads, processes and, on a network disk, machines.
+
+    Raises NotQuickError where it would have to wait and may not.
+    """
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o640)
         try:
-            TURNS.wait_for(fcntl.flock, fd, fcntl.LOCK_EX)
+            if may_wait:
+                TURNS.wait_for(fcntl.flock, fd, fcntl.LOCK_EX)
+            else:
+                lock_at_once(fd)
             if not is_at(fd, path):
                 continue  # removed while we waited: others hold another file of that name
             yield
@@ -4495,7 +4515,7 @@ class Store:
 
     def _lock_number(self, number: int) -> contextlib.AbstractContextManager[Any]:
         if HAS_FLOCK:
-            return locked_file(f"{self._lock_files}/{number:02x}")
+            return locked_file(f"{self._lock_files}/{number:02x}", may_wait=not TURNS.in_front)
         return self._thread_locks[number]
 
     def _make_folder(self, names: list[str]) -> Folder:
@@ -8105,11 +8125,11 @@ class Stream:
     """A connection's bytes, with what was read ahead and what could not be sent yet.
 
     In a thread reads and writes wait, as long as the connection's timeouts allow. In the front
-    they never do: what cannot be sent is kept for a thread.
+    they never do: what cannot be sent is kept for a thread. `ahead` is what was read ahead.
     """
 
     def __init__(self, sock: socket.socket):
-        self.sock, self._buffer, self._unsent = sock, b"", b""
+        self.sock, self.ahead, self._unsent = sock, b"", b""
         self._is_tls = hasattr(sock, "pending")
         self._has_own_timeouts = self._is_tls or os.name == "nt"  # Python's, not the kernel's
         self._seconds, self._applied = float(IDLE_SECONDS), 0.0  # of a read; as the kernel has it
@@ -8144,11 +8164,11 @@ class Stream:
     @property
     def is_settled(self) -> bool:
         """Whether nothing is read ahead and nothing is left to send."""
-        return not self._buffer and not self._unsent
+        return not self.ahead and not self._unsent
 
     def holds(self, size: int) -> bool:
         """Whether that many bytes are read ahead."""
-        return len(self._buffer) >= size
+        return len(self.ahead) >= size
 
     def arrived(self) -> bool:
         """Take what is here without waiting; False at the connection's end.
@@ -8161,15 +8181,15 @@ class Stream:
             raise
         except OSError as why:
             raise Disconnected(str(why)) from None
-        self._buffer += data
+        self.ahead += data
         return bool(data)
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes, b"" at the end. Raises RequestTimeout, Disconnected."""
         if self.continue_due:
             self.send_continue()
-        if self._buffer:
-            data, self._buffer = self._buffer[:size], self._buffer[size:]
+        if self.ahead:
+            data, self.ahead = self.ahead[:size], self.ahead[size:]
             return data
         return self._receive(size)
 
@@ -8179,7 +8199,7 @@ class Stream:
 
     def read_all(self, size: int) -> bytes:
         """As read, but fewer bytes only where no more came in time: fewer and larger pieces."""
-        if self.continue_due or self._buffer or self._is_tls or size < KIB:
+        if self.continue_due or self.ahead or self._is_tls or size < KIB:
             return self.read(size)
         return self._receive(size, socket.MSG_WAITALL)
 
@@ -8197,7 +8217,7 @@ class Stream:
 
     def give_back(self, data: bytes) -> None:
         """Bytes that belong to the next request."""
-        self._buffer = data + self._buffer
+        self.ahead = data + self.ahead
 
     def send(self, data: bytes) -> None:
         """Raises Disconnected."""
@@ -8231,13 +8251,13 @@ class Stream:
 
         Raises RequestHeaderSectionTooLarge.
         """
-        if self._buffer[:1] in (b"\r", b"\n"):
-            self._buffer = self._buffer.lstrip(b"\r\n")
-        end = self._buffer.find(b"\r\n\r\n")
-        if end > MAX_HEAD or end < 0 and len(self._buffer) > MAX_HEAD:
+        if self.ahead[:1] in (b"\r", b"\n"):
+            self.ahead = self.ahead.lstrip(b"\r\n")
+        end = self.ahead.find(b"\r\n\r\n")
+        if end > MAX_HEAD or end < 0 and len(self.ahead) > MAX_HEAD:
             raise S3Error("RequestHeaderSectionTooLarge", MaxSizeAllowed=MAX_HEAD)
         size = end + 4 if end >= 0 else 0
-        head, self._buffer = self._buffer[:size], self._buffer[size:]
+        head, self.ahead = self.ahead[:size], self.ahead[size:]
         return head
 
     def read_head(self) -> bytes:
@@ -8250,7 +8270,7 @@ class Stream:
             head = self.next_head()
             if head:
                 return head
-            if self._buffer:
+            if self.ahead:
                 deadline = deadline or time.monotonic() + HEAD_SECONDS
                 self.timeout(deadline - time.monotonic())
                 if time.monotonic() > deadline:
@@ -8258,12 +8278,12 @@ class Stream:
             try:
                 data = self._receive(SMALL)
             except S3Error:
-                if self._buffer:
+                if self.ahead:
                     raise
                 raise QuietError from None
             if not data:
                 return b""
-            self._buffer += data
+            self.ahead += data
 
 
 @functools.lru_cache(64)
@@ -8350,11 +8370,14 @@ class Connection:
             self._goes_on = True
             return GOES_ON
         if head and self.is_quick(head):
+            ahead = stream.ahead
             try:
                 self._goes_on = self.serve(head)
+                return GOES_ON
+            except NotQuickError:
+                stream.ahead = ahead  # with the body
             except (Disconnected, OSError):
                 return ENDED
-            return GOES_ON
         stream.give_back(data)
         return BUSY
 
@@ -8449,7 +8472,7 @@ class Connection:
         return self.answer_at_once(head) or self.serve(head)
 
     def serve(self, head: Head) -> bool:
-        """Answer a request. Whether there may be another. Raises Disconnected."""
+        """Answer a request. Whether there may be another. Raises Disconnected, NotQuickError."""
         stream, request_id = self.stream, self.server.next_id()
         now, began = time.time(), time.perf_counter()
         stream.continue_due = (
@@ -8466,6 +8489,8 @@ class Connection:
             )
         except Disconnected:
             self.log(head, Answer(Response(400), head.path, code="Disconnected"), now, began, 0)
+            raise
+        except NotQuickError:
             raise
         except Exception:  # noqa: BLE001 a bug: a 500 for the client, the traceback for the log
             import traceback
@@ -8756,6 +8781,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def run(self) -> None:
         """The front: until stop() is called; then let the requests in flight finish."""
+        TURNS.in_front = True
         register = functools.partial(self._selector.register, events=selectors.EVENT_READ)
         register(self.socket, data=self.accept_some)
         register(self._wake_out, data=self.take_back)

@@ -404,6 +404,84 @@ def test_who_waits_for_the_disk_or_for_a_lock_lets_others_work(
     assert not store._turn._inside
 
 
+# -- what the front must not wait for --------------------------------------------------------------
+
+
+@pytest.fixture
+def beside(fake: s3mini.Fake) -> Iterator[Callable[[Callable[[], Reply]], list[Reply]]]:
+    """Start a request that will take its time; other buckets are answered meanwhile."""
+    other = client_of(fake, "other")
+    assert 200 == other("PUT", "").status
+    assert 200 == other.put("k", b"x").status
+    threads: list[threading.Thread] = []
+
+    def start(request: Callable[[], Reply]) -> list[Reply]:
+        replies: list[Reply] = []
+        threads.append(threading.Thread(target=lambda: replies.append(request()), daemon=True))
+        threads[-1].start()
+        time.sleep(0.2)
+        for _ in range(5):
+            began = time.monotonic()
+            assert b"x" == other.get("k").body
+            assert time.monotonic() - began < 5
+        assert [] == replies
+        return replies
+
+    yield start
+    for thread in threads:
+        thread.join(60)
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_the_front_waits_for_nobodys_lock(
+    fake: s3mini.Fake, s3: Client, beside: Callable[..., list[Reply]], method: str
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    put(s3, "old")
+    store = fake._server.app.buckets.open("media")
+    path = f"{store.room}/locks/{zlib.crc32(b'k') % s3mini.LOCKS:02x}"
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        replies = beside(lambda: s3(method, "k", b"new" if method == "PUT" else b""))
+        fcntl.flock(file, fcntl.LOCK_UN)
+        until(lambda: replies)
+
+    assert (200 if method == "PUT" else 204) == replies[0].status
+    assert (b"new" if method == "PUT" else 404) == (
+        s3.get("k").body if method == "PUT" else s3.get("k").status)
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "HEAD"])
+def test_the_front_hashes_no_large_file(
+    fake: s3mini.Fake, s3: Client, beside: Callable[..., list[Reply]],
+    monkeypatch: pytest.MonkeyPatch, method: str,
+) -> None:
+    s3.put("k", b"x" * s3mini.MIB)
+    s3.get("k")
+    os.utime(f"{fake.data}/media/k", (1, 1))
+    goes_on, real = threading.Event(), s3mini.read_at
+
+    def read_at(fd: int, size: int, offset: int) -> bytes:
+        assert s3mini.TURNS.in_front or size < s3mini.PIECE or goes_on.wait(60)
+        assert not s3mini.TURNS.in_front or size < s3mini.PIECE
+        return real(fd, size, offset)
+
+    monkeypatch.setattr(s3mini, "read_at", read_at)
+    replies = beside(lambda: s3(method, "k", b"new" if method == "PUT" else b""))
+    goes_on.set()
+    until(lambda: replies)
+
+    assert (204 if method == "DELETE" else 200) == replies[0].status
+
+
+def until(what: Callable[[], object]) -> None:
+    """Wait for something that nobody tells us of."""
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 # -- one upload, ended by two ----------------------------------------------------------------------
 
 
