@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -421,20 +422,21 @@ def test_a_damaged_sidecar_never_makes_an_object_unreadable(s3: Client, folder: 
         assert 200 == s3.put("k.txt", b"again").status
 
 
-def test_half_a_character_in_a_sidecar_spoils_no_listing(s3: Client, folder: Path) -> None:
+@pytest.mark.parametrize("name", ["etag", "md5", "content-type"])
+def test_half_a_character_makes_a_damaged_sidecar(s3: Client, folder: Path, name: str) -> None:
     for key in ("a", "k", "z"):
-        s3.put(key, b"content")
+        s3.put(key, b"content", {"content-type": "text/x-k"})
     before, later = (folder / "k").stat().st_mtime_ns, time.time_ns() + 1_000_000_000
     text = sidecar(folder / "k").read_text().replace(str(before), str(later))
-    broken = text.replace(f'"etag": "{md5(b"content")}"', r'"etag": "\ud800"')
+    broken = re.sub(f'"{name}": "[^"]+"', rf'"{name}": "\\ud800"', text)
     assert broken != text
     sidecar(folder / "k").write_text(broken)
     os.utime(folder / "k", ns=(later, later))
 
-    reply = s3.get(list_type=2)
-
-    assert ["a", "k", "z"] == reply.elements("Key")
-    assert 200 == s3.get("k").status
+    assert ["a", "k", "z"] == s3.get(list_type=2).elements("Key")
+    assert (b"content", md5(b"content")) == (s3.get("k").body, s3.get("k").etag)
+    assert 200 == s3.put("k", b"new").status
+    assert b"new" == s3.get("k").body
 
 
 def test_a_folder_in_a_sidecars_place_is_no_sidecar(s3: Client, folder: Path) -> None:
