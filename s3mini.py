@@ -4171,8 +4171,7 @@ class Store:
             path = todo.pop()
             with contextlib.suppress(*GONE, PermissionError):
                 if os.path.dirname(path) == self._uploads:
-                    with Folder.open(path) as folder:
-                        total += sum(p.size for p in self._parts(folder))
+                    total += self._held_by_upload(path)
                     continue
                 for info in self._files(path, todo):
                     if info.st_nlink <= 1 or info.st_ino not in seen:
@@ -4180,6 +4179,16 @@ class Store:
                     if info.st_nlink > 1:
                         seen.add(info.st_ino)
         return total
+
+    def _held_by_upload(self, path: str) -> int:
+        """Nothing by one that a kill left behind its object, or without upload.json: who removes
+        its parts gives nothing back.
+        """
+        upload = self._read_upload(os.path.basename(path))
+        if not upload or self._joined(upload):
+            return 0
+        with Folder.open(path) as folder:
+            return sum(p.size for p in self._parts(folder))
 
     def _files(self, path: str, todo: list[str]) -> Iterator[os.stat_result]:
         """Every data file and kept version in a folder; its folders go to `todo`."""
