@@ -643,7 +643,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_process_that_was_forked_after_an_upload_takes_another(tmp_path: Path) -> None:
     """The threads that hash did not come along."""
     run = subprocess.run(
-        [sys.executable, "-c", FORKED, str(tmp_path)],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED, str(tmp_path)],
         cwd=PROGRAM.parent, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
