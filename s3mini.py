@@ -9479,7 +9479,7 @@ def check_user(path: str) -> None:
     try:
         name = pwd.getpwuid(owner).pw_name
     except KeyError:
-        name = f"#{owner}"
+        name = f"'#{owner}'"  # as a shell wants it
     raise ConfigError(f"{path} is {name}'s: the server could not read what root writes there; run "
                       f"this as that user, with `sudo -u {name}` before it")
 
