@@ -138,7 +138,7 @@ MAX_NAME = 241  # bytes of a file name: 255 less ".", "%" and ".s3mini.json"   [
 SECOND_LOOK_SECONDS = 1  # `check` looks again at what a writer may be at       [ours]
 FOREVER = 100 * 365 * 24 * 3600  # seconds: versions of a bucket without a section [ours]
 AT_ONCE = 8  # commits of a bucket in one process; of more, one at a time works  [measured]
-LOCKS = 256  # lock files of a bucket                                          [ours]
+LOCKS = 256  # locks of a bucket                                               [ours]
 OPEN_LEVELS = 32  # folders, one in the other, that are held open at once      [ours]
 ROUNDS = 8  # attempts of a reader or writer that meets changing folders       [ours]
 MTIME_TICK = 0.05  # seconds within which a folder's mtime may miss a change     [Linux: 4 ms]
@@ -3327,6 +3327,8 @@ class Late(Staged):
 
 
 WHOLE, SLOTS = "whole", "slots"  # in an upload's folder: its parts in place; how large a place is
+LOCK_NAMES = [f"{number:02x}" for number in range(LOCKS)]
+
 NO_PLACE = (  # what says so: gone, claimed, in use; and disks that take no such file, or no locks
     errno.ENOENT, errno.EEXIST, errno.EAGAIN, errno.EFBIG, errno.EINVAL, errno.EACCES, errno.EPERM,
     errno.ENOLCK, errno.EOPNOTSUPP)
@@ -3611,25 +3613,39 @@ def lock_at_once(fd: int) -> None:
         raise NotQuickError from None
 
 
-@contextlib.contextmanager
-def locked_file(path: str, may_wait: bool = True) -> Iterator[None]:
-    """An flock on a file: it excludes threads, processes and, on a network disk, machines.
+def open_locked(path: str, may_wait: bool = True, may_make: bool = True) -> int:
+    """A file with an flock: it excludes threads, processes and, on a network disk, machines.
 
-    Raises NotQuickError where it would have to wait and may not.
+    Closing it gives it back. Raises NotQuickError where it would have to wait and may not,
+    FileNotFoundError where it is not there and may not be made.
     """
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o640)
+        fd = os.open(path, os.O_RDWR | (os.O_CREAT if may_make else 0) | O_NOFOLLOW | O_CLOEXEC,
+                     0o640)
         try:
             if may_wait:
                 TURNS.wait_for(fcntl.flock, fd, fcntl.LOCK_EX)
             else:
                 lock_at_once(fd)
-            if not is_at(fd, path):
-                continue  # removed while we waited: others hold another file of that name
-            yield
-            return
-        finally:
+            if is_at(fd, path):
+                return fd
+        except BaseException:
             os.close(fd)
+            raise
+        os.close(fd)  # removed while we waited: others hold another file of that name
+
+
+def touch(path: str) -> None:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o640))
+
+
+@contextlib.contextmanager
+def locked_file(path: str, may_wait: bool = True) -> Iterator[None]:
+    fd = open_locked(path, may_wait)
+    try:
+        yield
+    finally:
+        os.close(fd)
 
 
 PART_NAME = re.compile(  # number, stamp, MD5, checksum, its algorithm, @offset-size in the whole
@@ -4024,6 +4040,7 @@ class Store:
         self.min_free, self.quota, self.keep = min_free, quota, keep
         self.room = os.path.join(root, ROOM)
         self.temp, self._lock_files = f"{self.room}/tmp", f"{self.room}/locks"
+        self._maker = f"{self._lock_files}/make"
         self._uploads, self._versions = f"{self.room}/uploads", f"{self.room}/versions"
         self._about_file = f"{self.room}/bucket.json"
         self._entries: dict[str, Known] = {}
@@ -4061,10 +4078,8 @@ class Store:
         for path in (os.path.join(self.room, name) for name in ("tmp", "uploads", "locks")):
             if not os.path.isdir(path):
                 self.disk.make_folders(path)
-        names = {f"{n:02x}" for n in range(LOCKS if HAS_FLOCK else 0)}
-        for name in names - set(os.listdir(self._lock_files)):
-            path = f"{self._lock_files}/{name}"  # now: a full disk may have no inode for it later
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o640))
+        if HAS_FLOCK:  # now: a full disk may have no inode for it later
+            touch(self._maker)
 
     def about(self) -> Optional[dict[str, Any]]:
         """bucket.json: created, owner, cors, tags; None when there is no such bucket."""
@@ -4097,7 +4112,7 @@ class Store:
 
         With every lock held nobody commits; who waits for one finds no bucket.json then.
         """
-        with self._locks(range(LOCKS)):
+        with self._all_locks():
             if next(self.scan("", Cursor()), None):
                 raise S3Error("BucketNotEmpty")
             # Out of the way while nobody can make the bucket anew, or we would remove the new one.
@@ -4521,10 +4536,64 @@ class Store:
         if not os.path.exists(self._about_file):
             raise S3Error("NoSuchBucket")
 
-    def _lock_number(self, number: int) -> contextlib.AbstractContextManager[Any]:
-        if HAS_FLOCK:
-            return locked_file(f"{self._lock_files}/{number:02x}", may_wait=not TURNS.in_front)
-        return self._thread_locks[number]
+    @contextlib.contextmanager
+    def _lock_number(self, number: int) -> Iterator[None]:
+        if not HAS_FLOCK:
+            with self._thread_locks[number]:
+                yield
+            return
+        fd = self._open_lock(self._lock_file(number), not TURNS.in_front)
+        try:
+            yield
+        finally:
+            os.close(fd)
+
+    def _lock_file(self, number: int) -> str:
+        return f"{self._lock_files}/{LOCK_NAMES[number]}"
+
+    def _open_lock(self, path: str, may_wait: bool) -> int:
+        """A lock's file, locked; it is made when it is first needed.
+
+        Where the disk is too full for that, to make one is the lock: nobody else can meanwhile.
+        """
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                return open_locked(path, may_wait, may_make=False)
+            maker = open_locked(self._maker, may_wait)
+            try:
+                touch(path)
+            except OSError as why:
+                if why.errno in FULL:
+                    return maker
+                os.close(maker)
+                raise
+            os.close(maker)
+
+    @contextlib.contextmanager
+    def _locks(self, numbers: Sequence[int]) -> Iterator[None]:
+        """Some locks, the lower first. Each is made before one is held, or all might wait."""
+        with contextlib.ExitStack() as locks:
+            for number in numbers if HAS_FLOCK else ():
+                if not os.path.exists(self._lock_file(number)):
+                    with locked_file(self._maker):
+                        touch(self._lock_file(number))
+            for number in numbers:
+                locks.enter_context(self._lock_number(number))
+            self._check_here()
+            yield
+
+    @contextlib.contextmanager
+    def _all_locks(self) -> Iterator[None]:
+        """All that are there, and no other is made meanwhile."""
+        with contextlib.ExitStack() as locks:
+            if HAS_FLOCK:
+                locks.enter_context(locked_file(self._maker, not TURNS.in_front))
+            there = os.listdir(self._lock_files) if HAS_FLOCK else LOCK_NAMES
+            for number, name in enumerate(LOCK_NAMES):
+                if name in there:
+                    locks.enter_context(self._lock_number(number))
+            self._check_here()
+            yield
 
     def _make_folder(self, names: list[str]) -> Folder:
         """The folder, made where it is missing; each new one is synced into its parent.
@@ -4982,14 +5051,6 @@ class Store:
         except BaseException:
             self._prune(names[:-1])
             raise
-
-    @contextlib.contextmanager
-    def _locks(self, numbers: Sequence[int]) -> Iterator[None]:
-        with contextlib.ExitStack() as locks:
-            for number in numbers:
-                locks.enter_context(self._lock_number(number))
-            self._check_here()
-            yield
 
     def _rename_locked(
         self, source: str, folder: Folder, key: str, check_source: Callable[[Entry], None],

@@ -201,7 +201,95 @@ def test_a_bucket_that_is_removed_while_it_is_made_is_made(tmp_path: Path, meet:
 
     assert store.create(owner="me")
     assert "me" == (store.about() or {})["owner"]
-    assert s3mini.LOCKS == len(list((tmp_path / "b" / ".s3mini" / "locks").iterdir()))
+
+
+class Aside:
+    """Work in a thread of its own, and what came of it: a value, or what was raised."""
+
+    def __init__(self, work: Callable[[], Any]):
+        self.got: list[Any] = []
+        self._work = work
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.got.append(self._work())
+        except (s3mini.S3Error, OSError) as why:
+            self.got.append(why)
+
+    def waits(self) -> bool:
+        self._thread.join(0.3)
+        return self._thread.is_alive()
+
+    def end(self) -> Any:
+        self._thread.join(60)
+        return self.got[0]
+
+
+def test_who_needs_a_lock_that_was_never_made_waits_for_who_removes_the_bucket(
+    tmp_path: Path, meet: Meet
+) -> None:
+    store, other = (s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False)) for _ in range(2))
+    store.create()
+    put_object(store, "a", b"x", "new")
+    store.delete("a", s3mini.no_check)
+    writers: list[Aside] = []
+
+    def write() -> bool:
+        """While the bucket is looked through: to a key with a lock that is there, and another."""
+        writers.extend(
+            Aside(lambda key=key: put_object(other, key, b"x", "new"))  # type: ignore[misc]
+            for key in ("a", "b"))
+        return all(writer.waits() for writer in writers)
+
+    waited = meet(s3mini.Store, "scan", write)
+    store.destroy()
+
+    assert [True] == waited
+    for writer in writers:
+        assert isinstance(writer.end(), (s3mini.S3Error, FileNotFoundError))
+    assert not (tmp_path / "b").exists()
+
+
+def test_where_no_lock_can_be_made_writers_exclude_each_other_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full, and becomes free while the first still writes."""
+    pytest.importorskip("fcntl")
+    store, other = (s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False)) for _ in range(2))
+    store.create()
+    with monkeypatch.context() as full:
+        full.setattr(s3mini, "touch", no_space)
+        first = store.lock("k")
+        first.__enter__()
+        second = Aside(lambda: put_object(other, "k", b"x", "new"))
+        assert second.waits()
+    third = Aside(lambda: put_object(other, "k", b"y", "new"))
+    assert third.waits()
+    first.__exit__(None, None, None)
+
+    assert {"new"} == {entry.end().metadata["name"] for entry in (second, third)}
+
+
+def no_space(path: str) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+def test_a_rename_on_a_full_disk_does_not_wait_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fcntl")
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    put_object(store, "a", b"x", "new")
+    with monkeypatch.context() as full:
+        full.setattr(s3mini, "touch", no_space)
+        rename = Aside(lambda: store.rename("a", "b", lambda _: None, s3mini.no_check))
+        assert errno.ENOSPC == rename.end().errno
+    store.rename("a", "b", lambda _: None, s3mini.no_check)
+
+    assert store.open("b").entry.metadata == {"name": "new"}
 
 
 def test_of_two_who_remove_a_bucket_one_comes_too_late(fake: s3mini.Fake, meet: Meet) -> None:
