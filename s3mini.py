@@ -143,7 +143,8 @@ OPEN_LEVELS = 32  # folders, one in the other, that are held open at once      [
 ROUNDS = 8  # attempts of a reader or writer that meets changing folders       [ours]
 MTIME_TICK = 0.05  # seconds within which a folder's mtime may miss a change     [Linux: 4 ms]
 FEW_NAMES = 64  # a folder with fewer is read anew for each page               [ours]
-CACHED_NAMES = 64 * MIB  # of names kept for each bucket                       [ours]
+CACHED_NAMES = 64 * MIB  # of the names in folders that were listed            [ours]
+NAMES_COST = 600  # bytes that each of them takes besides its names            [measured]
 CACHED_ENTRIES = 4096  # sidecars kept in memory                               [ours]
 CACHED_CONTENTS = 2 * MIB  # of small objects kept in memory                   [ours]
 CONTENT_COST = 320  # bytes that each of them takes besides its own             [measured]
@@ -2785,7 +2786,7 @@ def shared(items: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
     return dict(items)
 
 
-def drop_oldest(known: dict[str, Any], most: int) -> None:
+def drop_oldest(known: dict[Any, Any], most: int) -> None:
     """Of a cache that threads share: another one may drop the same, or add meanwhile."""
     while len(known) > most:
         with contextlib.suppress(KeyError, StopIteration, RuntimeError):
@@ -3704,7 +3705,7 @@ class Names:
 
     @property
     def bytes(self) -> int:
-        return len(self._text) + 8 * len(self._offsets)
+        return len(self._text) + 8 * len(self._offsets) + NAMES_COST
 
 
 def scan_names(folder: Folder, is_root: bool) -> Optional[Names]:
@@ -3750,6 +3751,7 @@ class NamesCache:
 
     def __init__(self) -> None:
         self._known: dict[str, NamesOf] = {}
+        self._size, self._lock = 0, threading.Lock()
 
     def find(self, folder: Folder, is_root: bool, since: float) -> Optional[Names]:
         """The names now, or at `since` if it is told. None as scan_names has it. Raises OSError."""
@@ -3758,7 +3760,7 @@ class NamesCache:
         known = self._known.get(folder.path)
         if known and known.ino == info.st_ino:
             if known.mtime_ns == info.st_mtime_ns:
-                self._known[folder.path] = known._replace(at=now)
+                self._add(folder.path, known._replace(at=now))
                 return known.names
             if since and known.at >= since:
                 return known.names
@@ -3770,13 +3772,17 @@ class NamesCache:
         return names
 
     def _add(self, path: str, found: NamesOf) -> None:
-        self._known.pop(path, None)
-        size = sum(k.names.bytes for k in list(self._known.values()))
-        while self._known and size + found.names.bytes > CACHED_NAMES:
-            with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # another thread's
-                size -= self._known.pop(next(iter(self._known))).names.bytes
-        if found.names.bytes <= CACHED_NAMES:
-            self._known[path] = found
+        with self._lock:
+            self._drop(path)
+            while self._known and self._size + found.names.bytes > CACHED_NAMES:
+                self._drop(next(iter(self._known)))
+            if found.names.bytes <= CACHED_NAMES:
+                self._known[path] = found
+                self._size += found.names.bytes
+
+    def _drop(self, path: str) -> None:
+        old = self._known.pop(path, None)
+        self._size -= old.names.bytes if old else 0
 
 
 class Scan(NamedTuple):
@@ -3983,6 +3989,15 @@ class Contents:
                 self._size -= len(self._known.pop(next(iter(self._known))))
 
 
+class Memory:
+    """What all buckets together keep of the objects that were read and the folders listed."""
+
+    def __init__(self) -> None:
+        self.entries: dict[tuple[str, str], Known] = {}  # by the bucket's folder and the key
+        self.contents = Contents()
+        self.names = NamesCache()
+
+
 def read_number(fd: int, line: int = 0) -> int:
     """A number of a file that has one in each line."""
     os.lseek(fd, line * 21, os.SEEK_SET)
@@ -4034,7 +4049,7 @@ class Store:
 
     def __init__(
         self, root: str, disk: Disk, min_free: int = 0, quota: int = 0, keep: int = 0,
-        *, contents: Optional[Contents] = None,
+        *, memory: Optional[Memory] = None,
     ):
         self.root, self.disk = root, disk
         self.min_free, self.quota, self.keep = min_free, quota, keep
@@ -4043,9 +4058,8 @@ class Store:
         self._maker = f"{self._lock_files}/make"
         self._uploads, self._versions = f"{self.room}/uploads", f"{self.room}/versions"
         self._about_file = f"{self.room}/bucket.json"
-        self._entries: dict[str, Known] = {}
-        self._contents = contents or Contents()
-        self._names = NamesCache()
+        memory = memory or Memory()
+        self._entries, self._contents, self._names = memory.entries, memory.contents, memory.names
         self._is_ordered: Optional[bool] = None  # once it is known
         self._free, self._free_until = 0, 0.0  # bytes above min_free, and how long that counts
         self._about: tuple[tuple[int, ...], dict[str, Any]] = ((), {})
@@ -4285,7 +4299,7 @@ class Store:
 
     def open(self, key: str) -> Found:
         """The object, open; close its fd. Raises NoSuchKey, AccessDenied."""
-        known = self._entries.get(key)
+        known = self._entries.get((self.root, key))
         if known and known.find():  # fast path: half the system calls of the walk
             with contextlib.suppress(OSError):
                 fd = os.open(known.path, READ_FLAGS)
@@ -4299,7 +4313,7 @@ class Store:
 
         Fast path: one system call and one for each folder, where opening and reading takes six.
         """
-        known = self._entries.get(key)
+        known = self._entries.get((self.root, key))
         if not known or known.entry.size > SMALL:
             return None
         info = known.find()
@@ -4308,7 +4322,7 @@ class Store:
 
     def in_memory(self, key: str, needs_content: bool) -> Optional[tuple[Known, bytes]]:
         """As recall, of what was read before; without `needs_content` an object of any size."""
-        known = self._entries.get(key)
+        known = self._entries.get((self.root, key))
         info = known.find() if known else None
         if not known or not info:
             return None
@@ -4333,7 +4347,7 @@ class Store:
 
     def knows(self, key: str, limit: int) -> bool:
         """Whether the object is in memory, and no larger; no promise that it is still there."""
-        known = self._entries.get(key)
+        known = self._entries.get((self.root, key))
         return known is not None and known.entry.size <= limit
 
     def _open_slowly(self, key: str) -> Found:
@@ -4354,7 +4368,7 @@ class Store:
 
     def head(self, key: str) -> Entry:
         """What is known of the object. Raises NoSuchKey, AccessDenied."""
-        known = self._entries.get(key)
+        known = self._entries.get((self.root, key))
         if known and known.find():
             return known.entry
         found = self._open_slowly(key)
@@ -4387,7 +4401,7 @@ class Store:
 
     def _known(self, place: Place, info: os.stat_result, key: str) -> Optional[Entry]:
         """The entry that describes this data file, or None. Raises NoSuchKey on folding disks."""
-        known = self._entries.get(key)
+        known = self._entries.get((self.root, key))
         if known and known.fits(info):
             return known.entry
         sidecar = self.read_sidecar(place)
@@ -4428,7 +4442,7 @@ class Store:
         path = f"{place.folder.path}/{place.name}"
         known = Known(path, folders, info.st_dev, info.st_ino, entry, {})
         drop_oldest(self._entries, CACHED_ENTRIES - 1)
-        self._entries[key] = known
+        self._entries[self.root, key] = known
         return entry
 
     def _folders_to(self, path: str) -> Optional[Way]:
@@ -4939,7 +4953,7 @@ class Store:
 
         Raises InvalidRequest where a folding disk would overwrite another key's object.
         """
-        known = self._entries.get(key)
+        known = self._entries.get((self.root, key))
         if known:  # fast path: 60 us less of a PUT that replaces what this process knows
             with contextlib.suppress(FileNotFoundError):
                 if known.fits(folder.stat(name)):
@@ -5304,7 +5318,7 @@ class Store:
         """
         try:
             info = item.folder.stat(item.name)
-            known = self._entries.get(item.key)
+            known = self._entries.get((self.root, item.key))
             if known and known.fits(info):
                 return known.entry
             data = self._sidecar_data(item.folder, f".{item.name}{SIDECAR}")
@@ -5930,7 +5944,7 @@ class Buckets:
         self.keyring = Keyring(config.secrets, config.hosts, config.domain)
         self._stores: dict[tuple[str, str], Store] = {}
         self._by_name: dict[str, Store] = {}  # the latest of each
-        self._contents = Contents()
+        self._memory = Memory()
         declared = {s.pattern: config.sections_of(s.pattern) for s in config.sections
                     if not s.is_pattern}
         self._declared = {  # name -> (its section, access key -> what it may do)
@@ -5982,13 +5996,13 @@ class Buckets:
         root = section.path if section and section.path else os.path.join(self.config.data, name)
         if not section:
             store = Store(root, self.disk, keep=FOREVER,  # its section may come back
-                          contents=self._contents)
+                          memory=self._memory)
             is_there = False
             with contextlib.suppress(PermissionError):  # a folder that is not ours
                 is_there = is_bucket_name(name) and store.about() is not None
         else:
             store = Store(root, self.disk, self.config.min_free, section.quota, section.keep,
-                          contents=self._contents)
+                          memory=self._memory)
             is_there = True
         if not is_there:
             return store

@@ -750,6 +750,31 @@ def test_the_memory_for_contents_is_bounded(tmp_path: Path, monkeypatch: Any) ->
     assert [None, None, b"four", b"four"] == [contents.get(path.stat()) for path in paths]
 
 
+def test_what_is_kept_in_memory_is_bounded_for_all_buckets_together(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(s3mini, "CACHED_ENTRIES", 8)
+    monkeypatch.setattr(s3mini, "CACHED_NAMES", 3 * s3mini.NAMES_COST)
+    monkeypatch.setattr(s3mini, "FEW_NAMES", 1)
+    with s3mini.start("one", "two", "three", "four") as fake:
+        keys = [f"k{number}" for number in range(4)]
+        clients = [
+            Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key, bucket=name)
+            for name in ("one", "two", "three", "four")]
+        for client in clients:
+            for key in keys:
+                assert 200 == client.put(key, key.encode()).status
+        for _ in range(2):
+            for client in clients:
+                assert [k.encode() for k in keys] == [client.get(key).body for key in keys]
+                assert keys == client.get().elements("Key")
+        memory = fake._server.app.buckets._memory
+
+    assert 8 == len(memory.entries)
+    assert 2 == len(memory.names._known)
+    assert memory.names._size == sum(k.names.bytes for k in memory.names._known.values())
+
+
 def test_entries_in_memory_share_what_is_the_same() -> None:
     texts = ["5e1f", "5e1" + "f"[:1]]
     headers = [{"content-type": "text/" + kind} for kind in ("plain", "plain", "html")]
