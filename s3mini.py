@@ -1042,7 +1042,8 @@ def check_preconditions(
     """
 
     def fail(condition: str) -> NoReturn:
-        raise S3Error("PreconditionFailed", Condition=prefix + condition)
+        named = prefix + condition.lower() if prefix else condition
+        raise S3Error("PreconditionFailed", Condition=named)
 
     def unchanged(condition: str) -> NoReturn:
         if prefix:
@@ -1054,18 +1055,18 @@ def check_preconditions(
 
     if prefix + "if-match" in headers:
         if not etag_matches(headers[prefix + "if-match"], etag):
-            fail("If-Match" if not prefix else "if-match")
+            fail("If-Match")
     else:
         limit = date("if-unmodified-since")
         if limit is not None and modified > limit:
-            fail("If-Unmodified-Since" if not prefix else "if-unmodified-since")
+            fail("If-Unmodified-Since")
     if prefix + "if-none-match" in headers:
         if etag_matches(headers[prefix + "if-none-match"], etag):
-            unchanged("If-None-Match" if not prefix else "if-none-match")
+            unchanged("If-None-Match")
     else:
         limit = date("if-modified-since")
         if limit is not None and modified <= limit:
-            unchanged("If-Modified-Since" if not prefix else "if-modified-since")
+            unchanged("If-Modified-Since")
 
 
 class FileSpan:
@@ -1825,9 +1826,10 @@ def proxy_candidates(
         encodings += SIGNED_ENCODINGS
     for name in dict.fromkeys(names):
         for encoding in encodings:
-            yield (
-                {"host": name} if encoding is None else {"host": name, "accept-encoding": encoding}
-            )
+            if encoding is not None:
+                yield {"host": name, "accept-encoding": encoding}
+            elif name != host:
+                yield {"host": name}
 
 
 def means_bucket(host: str, bucket: str, keyring: Keyring) -> bool:
@@ -3516,26 +3518,24 @@ def folders_unless_file(folder: Folder) -> Optional[list[str]]:
     return folders
 
 
-def exists(folder: Folder, name: str) -> bool:
+def mode_of(folder: Folder, name: str) -> int:
+    """st_mode, 0 where nothing has the name."""
     try:
-        folder.stat(name)
-        return True
+        return folder.stat(name).st_mode
     except FileNotFoundError:
-        return False
+        return 0
+
+
+def exists(folder: Folder, name: str) -> bool:
+    return mode_of(folder, name) != 0
 
 
 def is_folder(folder: Folder, name: str) -> bool:
-    try:
-        return stat.S_ISDIR(folder.stat(name).st_mode)
-    except FileNotFoundError:
-        return False
+    return stat.S_ISDIR(mode_of(folder, name))
 
 
 def is_link(folder: Folder, name: str) -> bool:
-    try:
-        return stat.S_ISLNK(folder.stat(name).st_mode)
-    except FileNotFoundError:
-        return False
+    return stat.S_ISLNK(mode_of(folder, name))
 
 
 @contextlib.contextmanager
