@@ -142,6 +142,7 @@ LOCKS = 256  # locks of a bucket                                               [
 OPEN_LEVELS = 32  # folders, one in the other, that are held open at once      [ours]
 ROUNDS = 8  # attempts of a reader or writer that meets changing folders       [ours]
 MTIME_TICK = 0.05  # seconds within which a folder's mtime may miss a change     [Linux: 4 ms]
+AGAIN_AFTER = 10  # times as long as it takes, a changing folder is listed anew  [ours]
 FEW_NAMES = 64  # a folder with fewer is read anew for each page               [ours]
 CACHED_NAMES = 64 * MIB  # of the names in folders that were listed            [ours]
 NAMES_COST = 600  # bytes that each of them takes besides its names            [measured]
@@ -1290,6 +1291,8 @@ def parse_complete(data: bytes) -> list[PartItem]:
         parts.append(PartItem(int(number), node.get("ETag").strip().strip('"'), sums))
     if not 1 <= len(parts) <= MAX_PARTS:
         raise S3Error("MalformedXML", f"A multipart upload has 1 to {MAX_PARTS} parts.")
+    if parts[0].number < 1:
+        raise S3Error("InvalidArgument", "PartNumber must be >= 1")
     if any(a.number >= b.number for a, b in zip(parts, parts[1:])):
         raise S3Error("InvalidPartOrder")
     return parts
@@ -3739,6 +3742,7 @@ class NamesOf(NamedTuple):
     ino: int
     mtime_ns: int  # of the folder; 0 where a change might not have shown in it
     at: float  # seconds since 1970: all that was acknowledged by then is in it
+    took: float  # seconds to read them
     names: Names
 
 
@@ -3746,7 +3750,9 @@ class NamesCache:
     """The names of folders that were listed. Shared by threads; an old one is only dropped.
 
     A folder's mtime tells a change, but not two within one tick of the disk's clock: names read
-    so soon after a change are used again only by later pages of the same listing.
+    so soon after a change are used again only by later pages of the same listing, and so are those
+    that changed since: a page of a million would take a second and a half while somebody writes.
+    They are read anew after AGAIN_AFTER times as long as that takes.
     """
 
     def __init__(self) -> None:
@@ -3762,13 +3768,14 @@ class NamesCache:
             if known.mtime_ns == info.st_mtime_ns:
                 self._add(folder.path, known._replace(at=now))
                 return known.names
-            if since and known.at >= since:
+            if since and known.at >= since and now - known.at < AGAIN_AFTER * known.took:
                 return known.names
         names = scan_names(folder, is_root)
+        took = time.time() - now
         settled = info.st_mtime_ns < (now - tick_of(info)) * 1e9
         if names and len(names) >= FEW_NAMES:
             mtime_ns = info.st_mtime_ns if settled else 0
-            self._add(folder.path, NamesOf(info.st_ino, mtime_ns, now, names))
+            self._add(folder.path, NamesOf(info.st_ino, mtime_ns, now, took, names))
         return names
 
     def _add(self, path: str, found: NamesOf) -> None:
@@ -6056,8 +6063,8 @@ class Buckets:
         return [(n, (self.open(n).about() or {}).get("created", 0)) for n in self.names()
                 if self.grants(n, access_key)]
 
-    def create(self, name: str, access_key: str) -> bool:
-        """Make a bucket of the key's own; False when it has it already.
+    def create(self, name: str, access_key: str, tags: Mapping[str, str] = NONE) -> bool:
+        """Make a bucket of the key's own; False when it has it already, as it is.
 
         Raises InvalidBucketName, BucketAlreadyExists, AccessDenied.
         """
@@ -6072,7 +6079,8 @@ class Buckets:
             raise S3Error(
                 "AccessDenied", "No section of buckets.ini lets this key make the bucket."
             )
-        if self.store(name, patterns[0]).create(owner=access_key):
+        about = {"owner": access_key, **({"tags": tags} if tags else {})}
+        if self.store(name, patterns[0]).create(**about):
             return True
         if not self.grants(name, access_key):  # another key made it just now
             raise S3Error("BucketAlreadyExists", BucketName=name)
@@ -6757,7 +6765,7 @@ def list_objects_v2(req: Request) -> Response:
     """
     query, name = req.query, req.encoder()
     if query["list-type"] != "2":
-        raise S3Error("InvalidArgument", ArgumentName="list-type", ArgumentValue=query["list-type"])
+        return list_objects(req)  # so does AWS
     prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
     limit = req.integer("max-keys", MAX_KEYS, 0, MAX_KEYS)
     token, start = query.get("continuation-token"), query.get("start-after", "")
@@ -7105,8 +7113,15 @@ def answer_in_time(work: Callable[[], Response], resource: str, request_id: str)
 
 
 def abort_multipart_upload(req: Request) -> Response:
-    """AbortMultipartUpload: the parts are gone when this returns. Raises NoSuchUpload. [AWS]"""
-    req.store.abort_upload(req.store.upload(req.query["uploadId"], req.key))
+    """AbortMultipartUpload: the parts are gone when this returns. [AWS]
+
+    Raises NoSuchUpload, PreconditionFailed.
+    """
+    upload = req.store.upload(req.query["uploadId"], req.key)
+    begun = req.headers.get("x-amz-if-match-initiated-time")
+    if begun is not None and parse_http_date(begun) != upload.initiated:
+        raise S3Error("PreconditionFailed", Condition="x-amz-if-match-initiated-time")
+    req.store.abort_upload(upload)
     return Response(204)
 
 
@@ -7174,8 +7189,13 @@ def upload_elements(upload: Upload, common: str, name: Callable[[str], str]) -> 
 # -- buckets -------------------------------------------------------------------------------------
 
 
+REGION = "us-east-1"  # of every bucket, though any is accepted
+
+
 def list_buckets(req: Request) -> Response:
-    """ListBuckets: the key's own, with prefix and pages. Raises InvalidArgument. [AWS]"""
+    """ListBuckets: the key's own, with prefix and pages, of any region. Raises InvalidArgument.
+    [AWS]
+    """
     prefix, token = req.query.get("prefix", ""), req.query.get("continuation-token")
     limit = req.integer("max-buckets", 10_000, 1, 10_000)
     after = decode_token(token) if token else ""
@@ -7183,13 +7203,15 @@ def list_buckets(req: Request) -> Response:
         b for b in req.buckets.visible(req.access_key) if b[0].startswith(prefix) and b[0] > after
     ]
     page = found[:limit]
+    region = REGION if req.query else None
     return xml_response(
         "ListAllMyBucketsResult",
         [
             ("Owner", OWNER),
             (
                 "Buckets",
-                [("Bucket", [("Name", n), ("CreationDate", render_iso_date(t))]) for n, t in page],
+                [("Bucket", [("Name", n), ("CreationDate", render_iso_date(t)),
+                             ("BucketRegion", region)]) for n, t in page],
             ),
             ("ContinuationToken", encode_token(page[-1][0]) if len(found) > limit else None),
             ("Prefix", prefix or None),
@@ -7199,7 +7221,7 @@ def list_buckets(req: Request) -> Response:
 
 def head_bucket(req: Request) -> Response:
     """HeadBucket: whether the bucket is there and the key may use it. [AWS: HeadBucket]"""
-    return Response(200, {"x-amz-bucket-region": "us-east-1", "content-length": "0"})
+    return Response(200, {"x-amz-bucket-region": REGION, "content-length": "0"})
 
 
 def get_bucket_location(req: Request) -> Response:
@@ -7210,19 +7232,33 @@ def get_bucket_location(req: Request) -> Response:
 def create_bucket(req: Request) -> Response:
     """CreateBucket, for keys of pattern sections; one's own existing bucket is a success. [AWS]
 
-    Raises InvalidBucketName, BucketAlreadyExists, AccessDenied, MalformedXML,
-    AccessControlListNotSupported.
+    Raises InvalidBucketName, BucketAlreadyExists, AccessDenied, MalformedXML, NotImplemented,
+    InvalidTag, AccessControlListNotSupported.
     """
     data = req.document() if req.head.has_body else b""
-    if data.strip():
-        parse_xml(data, "CreateBucketConfiguration")
+    tags = parse_bucket_configuration(data) if data.strip() else {}
     if req.headers.get("x-amz-bucket-object-lock-enabled", "").lower() == "true":
         raise S3Error("NotImplemented", "Object lock is not done here.")
+    if req.headers.get("x-amz-bucket-namespace", "global") != "global":
+        raise S3Error("NotImplemented", "There is one namespace here, the global one.")
     config = req.buckets.config
     sections = config.sections_of(req.bucket) + config.patterns_of(req.access_key, req.bucket)
-    check_bucket_acl(req.headers.get("x-amz-acl", "private"), next(iter(sections), None))
-    req.buckets.create(req.bucket, req.access_key)
+    section = next(iter(sections), None)
+    check_bucket_acl(req.headers.get("x-amz-acl", "private"), section)
+    ownership = req.headers.get("x-amz-object-ownership", "BucketOwnerEnforced")
+    if ownership != "BucketOwnerEnforced" and not (section and section.acl):
+        raise S3Error("NotImplemented", "ACLs are allowed in buckets.ini: acl = yes.")
+    req.buckets.create(req.bucket, req.access_key, tags)
     return Response(200, {"location": f"/{req.bucket}", "content-length": "0"})
+
+
+def parse_bucket_configuration(data: bytes) -> dict[str, str]:
+    """The tags; a region is any. Raises MalformedXML, NotImplemented, InvalidTag, BadRequest."""
+    root = parse_xml(data, "CreateBucketConfiguration")
+    if root.all("Location") or root.all("Bucket"):
+        raise S3Error("NotImplemented", "Directory buckets are not done here.")
+    nodes = [node for group in root.all("Tags") for node in group.all("Tag")]
+    return check_tags([(node.get("Key"), node.get("Value")) for node in nodes], 50)
 
 
 def check_bucket_acl(acl: str, section: Optional[Section]) -> None:
@@ -7286,12 +7322,13 @@ def part_elements(req: Request, entry: Entry) -> Children:
         )
     first, algorithm = int(marker), next(iter(entry.checksums), "")
     page = list(enumerate(entry.parts, 1))[first : first + min(int(limit), MAX_KEYS)]
-    more = first + len(page) < len(entry.parts)
+    more = bool(page) and first + len(page) < len(entry.parts)
     rows = [[("PartNumber", n), ("Size", int(p.split()[0])),
              *[(f"Checksum{algorithm}", c) for c in p.split()[2:]]] for n, p in page]
     return [("PartsCount", len(entry.parts)), ("PartNumberMarker", first),
-            ("NextPartNumberMarker", page[-1][0] if page else first), ("MaxParts", int(limit)),
-            ("IsTruncated", more), *[("Part", row) for row in rows if algorithm]]
+            ("NextPartNumberMarker", page[-1][0] if page else first),
+            ("MaxParts", min(int(limit), MAX_KEYS)), ("IsTruncated", more),
+            *[("Part", row) for row in rows if algorithm]]
 
 
 def get_object_tagging(req: Request) -> Response:
@@ -7375,10 +7412,17 @@ def requested_acl(req: Request) -> str:
         return req.headers["x-amz-acl"]
     if not data.strip():
         raise S3Error("MalformedACLError", "An ACL comes in x-amz-acl or as a document.")
-    grants = [g for group in parse_xml(data, "AccessControlPolicy").all("AccessControlList")
-              for g in group.all("Grant")]
-    found = {(who.get("URI") or who.get("ID"), g.get("Permission"))
-             for g in grants for who in g.all("Grantee")}
+    root = parse_xml(data, "AccessControlPolicy")
+    owners, lists = root.all("Owner"), root.all("AccessControlList")
+    if len(owners) != 1 or not owners[0].get("ID") or len(lists) != 1:
+        raise S3Error("MalformedACLError", "An ACL has one Owner and one AccessControlList.")
+    found = set()
+    for grant in lists[0].all("Grant"):
+        who, permission = grant.all("Grantee"), grant.get("Permission")
+        name = who[0].get("URI") or who[0].get("ID") if len(who) == 1 else ""
+        if not name or not permission:
+            raise S3Error("MalformedACLError", "A Grant has one Grantee and one Permission.")
+        found.add((name, permission))
     found -= {(OWNER[0][1], "FULL_CONTROL")}
     if found - {(ALL_USERS, "READ")}:
         raise S3Error("AccessControlListNotSupported")
@@ -7543,9 +7587,22 @@ def called(operation: Operation, name: str) -> Operation:
     return operation
 
 
+def check_version_marker(version_id: str, key: str) -> None:
+    """Raises InvalidArgument. [AWS's answers in versitygw #2174, #1811]"""
+    if version_id and not key:
+        raise S3Error("InvalidArgument",
+                      "A version-id marker cannot be specified without a key marker.")
+    if version_id not in ("", "null") and not VERSION_ID.fullmatch(version_id):
+        raise S3Error("InvalidArgument", "Invalid version id specified",
+                      ArgumentName="version-id-marker", ArgumentValue=version_id)
+
+
 def list_object_versions(req: Request) -> Response:
-    """ListObjectVersions: every object is its only version, called null. [AWS]"""
+    """ListObjectVersions: every object is its only version, called null. Raises InvalidArgument.
+    [AWS]
+    """
     query, name = req.query, req.encoder()
+    check_version_marker(query.get("version-id-marker", ""), query.get("key-marker", ""))
     prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
     marker, limit = query.get("key-marker", ""), req.integer("max-keys", MAX_KEYS, 0, MAX_KEYS)
     cursor = cursor_behind(marker, prefix, delimiter)
@@ -7606,6 +7663,8 @@ def parse_cors(data: bytes) -> list[dict[str, Any]]:
             if method not in ("GET", "HEAD", "PUT", "POST", "DELETE"):
                 raise S3Error("InvalidRequest", "Found unsupported HTTP method in CORS config. "
                               f"Unsupported method is {method}")
+        if any("*" in text for text in texts["ExposeHeader"]):
+            raise S3Error("InvalidRequest", "ExposeHeader contains wildcard.")
         if any(text.count("*") > 1 for texts_of in texts.values() for text in texts_of):
             raise S3Error(
                 "InvalidRequest", "AllowedOrigin and AllowedHeader can have one wildcard."
@@ -7780,6 +7839,7 @@ SELECTORS = frozenset(
         "accelerate",
         "acl",
         "analytics",
+        "annotation",
         "attributes",
         "cors",
         "delete",

@@ -54,6 +54,53 @@ def test_a_bucket_is_made_used_and_removed(world: Server) -> None:
     assert (404, "NoSuchBucket") == outcome(s3.put("k", b"x"))
 
 
+def configuration(inside: str) -> bytes:
+    return f"<CreateBucketConfiguration>{inside}</CreateBucketConfiguration>".encode()
+
+
+def test_a_bucket_is_made_with_its_tags(world: Server) -> None:
+    s3 = world.client("test-key", bucket="test-tagged")
+    tag = "<Tag><Key>team</Key><Value>x</Value></Tag>"
+    bad = s3.put("", configuration("<Tags><Tag><Key></Key><Value>x</Value></Tag></Tags>"))
+    assert ((400, "InvalidTag"), 404) == (outcome(bad), s3.head().status)
+
+    assert 200 == s3.put("", configuration(f"<Tags>{tag}</Tags>")).status
+    assert ["team"] == s3.get(query="tagging").elements("Key")
+    assert 200 == s3.put("", configuration("<Tags></Tags>")).status  # it is there: as it is
+    assert ["team"] == s3.get(query="tagging").elements("Key")
+    region = "<LocationConstraint>eu-west-1</LocationConstraint>"
+    elsewhere = world.client("test-key", bucket="test-in-eu")
+    assert 200 == elsewhere.put("", configuration(region)).status
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"x-amz-object-ownership": "ObjectWriter"}, b""),
+        ({"x-amz-object-ownership": "BucketOwnerPreferred"}, b""),
+        ({"x-amz-bucket-namespace": "account-regional"}, b""),
+        ({}, configuration("<Location><Name>a</Name><Type>AvailabilityZone</Type></Location>")),
+        ({}, configuration("<Bucket><Type>Directory</Type></Bucket>")),
+    ],
+)
+def test_a_bucket_that_is_not_as_it_was_asked_for_is_not_made(
+    world: Server, headers: dict[str, str], body: bytes
+) -> None:
+    s3 = world.client("test-key", bucket="test-other-kind")
+
+    assert (501, "NotImplemented") == outcome(s3.put("", body, headers))
+    assert 404 == s3.head().status
+
+
+def test_where_acls_are_obeyed_a_bucket_may_say_so(serve: Serve) -> None:
+    server = serve(INI.replace("[test-*]\n", "[test-*]\nacl = yes\n"))
+    s3 = server.client("test-key", bucket="test-acl")
+
+    assert 200 == s3.put("", b"", {"x-amz-object-ownership": "ObjectWriter"}).status
+    assert 200 == s3.put("k", b"x", {"x-amz-acl": "public-read"}).status
+    assert b"x" == s3.anonymous().get("k").body
+
+
 def test_one_who_made_a_bucket_has_it(world: Server) -> None:
     mine, theirs = (world.client(key, bucket="test-own") for key in ("test-key", "alt-key"))
     mine.put()
@@ -300,7 +347,7 @@ def test_a_stranger_learns_nothing_by_habit(server: Server, bucket: str, query: 
 
 
 SELECTORS = [
-    "accelerate", "acl", "analytics", "attributes", "cors", "delete", "encryption",
+    "accelerate", "acl", "analytics", "annotation", "attributes", "cors", "delete", "encryption",
     "intelligent-tiering", "inventory", "legal-hold", "lifecycle", "list-type=2", "location",
     "logging", "metadataTable", "metrics", "notification", "object-lock", "ownershipControls",
     "policy", "policyStatus", "publicAccessBlock", "renameObject", "replication",

@@ -345,6 +345,12 @@ def test_rules_outlive_the_server(serve: Any) -> None:
     assert 200 == preflight(server, "/media/k", APP, "GET").status
 
 
+def test_what_is_exposed_is_named(s3: Client) -> None:
+    every = put_rules(s3, rule(AllowedOrigin="*", AllowedMethod="GET", ExposeHeader="*"))
+
+    assert (400, "InvalidRequest") == outcome(every)
+
+
 @pytest.mark.parametrize("char", ["&#10;", "&#13;", "&#13;&#10;Set-Cookie: a=b", "&#127;", "&#9;x"])
 @pytest.mark.parametrize("name", ["ExposeHeader", "AllowedOrigin", "AllowedHeader"])
 def test_a_rule_cannot_split_an_answer(

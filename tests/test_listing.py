@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass
 from typing import Any, Optional
 from urllib.parse import unquote_plus
@@ -317,8 +318,12 @@ def test_another_encoding_is_refused(s3: Client) -> None:
     assert "InvalidArgument" == s3.get(list_type=2, encoding_type="base64").error
 
 
-def test_another_list_type_is_refused(s3: Client) -> None:
-    assert 400 == s3.get(list_type=3).status
+@pytest.mark.parametrize("value", ["1", "3", "", "two"])
+def test_another_list_type_is_version_1(s3: Client, value: str) -> None:
+    s3.put("k", b"x")
+    reply = s3.get(query={"list-type": value})
+
+    assert (200, ["k"], []) == (reply.status, reply.elements("Key"), reply.elements("KeyCount"))
 
 
 def test_next_marker_comes_with_a_delimiter_only(s3: Client) -> None:
@@ -358,6 +363,24 @@ def test_boto3_pages_through_odd_keys(s3: Client, boto: Any) -> None:
             Bucket=s3.bucket, PaginationConfig={"PageSize": 2}
         )
         assert keys == [item["Key"] for page in pages for item in page["Contents"]]
+
+
+def test_a_later_page_shows_what_came_meanwhile_soon(s3: Client) -> None:
+    """A folder is not read for each page while somebody writes; nor is it read only once."""
+    keys = [f"k{number:03}" for number in range(100)]
+    fill(s3, keys)
+    first = parse(s3.get(list_type=2, max_keys=10))
+    token, shown = first.fields["NextContinuationToken"], []
+    for number in range(50):
+        assert 200 == s3.put(f"k099-{number:02}", b"x").status
+        again = s3.get(query={"list-type": "2", "continuation-token": token})
+        shown = again.elements("Key")
+        assert keys[10:] == [key for key in shown if key in keys]
+        if f"k099-{number:02}" in shown:
+            break
+        time.sleep(0.05)
+
+    assert [key for key in shown if key not in keys]
 
 
 # -- buckets ---------------------------------------------------------------------------------------

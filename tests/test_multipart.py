@@ -15,6 +15,7 @@ import threading
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -273,6 +274,21 @@ def test_a_complete_that_is_sent_again_syncs_what_the_first_did_not(
 
     assert entry.etag == complete().etag
     assert ["d", "upload.json"] == calls[:2]
+
+
+def test_an_upload_is_aborted_if_it_is_the_one_that_was_meant(s3: Client) -> None:
+    upload = s3.post("k", query="uploads").element("UploadId")
+    begun = s3.get(query="uploads").element("Initiated")
+    moment = datetime.strptime(begun, "%Y-%m-%dT%H:%M:%S.000%z")
+    name = "x-amz-if-match-initiated-time"
+    other = {name: "Wed, 01 Jan 2020 00:00:00 GMT"}
+    same = {name: moment.strftime("%a, %d %b %Y %H:%M:%S GMT")}
+
+    refused = s3.delete("k", other, uploadId=upload)
+    assert (412, "PreconditionFailed") == (refused.status, refused.error)
+    assert [upload] == s3.get(query="uploads").elements("UploadId")
+    assert 204 == s3.delete("k", same, uploadId=upload).status
+    assert [] == s3.get(query="uploads").elements("UploadId")
 
 
 def test_an_aborted_upload_leaves_nothing(server: Server, s3: Client) -> None:

@@ -519,6 +519,21 @@ def without_route(method: str, scope: str) -> list[str]:
     ]
 
 
+def test_every_detail_of_an_object_or_bucket_that_botocore_reads_is_known() -> None:
+    """Were one missing, its GET would be answered with the object itself."""
+    session = pytest.importorskip("botocore.session").get_session()
+    model = session.get_service_model("s3")
+    uris = {name: model.operation_model(name).http for name in model.operation_names}
+    names = {
+        detail.partition("=")[0]
+        for http in uris.values() if http["method"] in ("GET", "HEAD")
+        for detail in http["requestUri"].partition("?")[2].split("&") if detail
+    }
+
+    assert {"acl", "tagging", "versions"} <= names
+    assert names - {"x-id"} <= s3mini.SELECTORS
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "POST"])
 def test_a_write_with_an_unknown_name_is_refused_before_anything_is_touched(
     s3: Client, method: str

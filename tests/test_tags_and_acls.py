@@ -392,6 +392,10 @@ def test_public_read_changes_nothing_where_all_is_public(world: Server) -> None:
         ({"x-amz-grant-read": f'uri="{ALL_USERS}"'}, b"", 501, "NotImplemented"),
         ({}, b"<AccessControlPolicy>", 400, "MalformedXML"),
         ({}, b"<Other/>", 400, "MalformedXML"),
+        ({}, b"<AccessControlPolicy/>", 400, "MalformedACLError"),
+        ({}, policy().replace(b"<ID>s3mini</ID>", b""), 400, "MalformedACLError"),
+        ({}, policy("<Grant><Permission>READ</Permission></Grant>"), 400, "MalformedACLError"),
+        ({}, policy(MINE.replace("FULL_CONTROL", "")), 400, "MalformedACLError"),
         ({}, policy(EVERYBODYS.replace("READ", "WRITE")), 400, "AccessControlListNotSupported"),
         ({}, policy(EVERYBODYS.replace("AllUsers", "Some")), 400, "AccessControlListNotSupported"),
     ],
@@ -552,6 +556,27 @@ def test_the_numbers_of_a_page_are_numbers(s3: Client, name: str, value: str) ->
     headers = {"x-amz-object-attributes": "ObjectParts", name: value}
 
     assert (400, "InvalidArgument") == outcome(s3.get("k", headers, query="attributes"))
+
+
+@pytest.mark.parametrize(("limit", "parts"), [("0", 0), ("1", 1), ("5000", 2)])
+def test_a_page_of_parts_ends(s3: Client, limit: str, parts: int) -> None:
+    upload = s3.post("k", query="uploads", headers={"x-amz-checksum-algorithm": "SHA256"})
+    number = upload.element("UploadId")
+    named = ""
+    for at, data in enumerate((bytes(PART), b"x"), 1):
+        digest = base64_sha256(data)
+        etag = s3.put("k", data, {"x-amz-checksum-sha256": digest}, partNumber=at,
+                      uploadId=number).etag
+        named += (f"<Part><PartNumber>{at}</PartNumber><ETag>{etag}</ETag>"
+                  f"<ChecksumSHA256>{digest}</ChecksumSHA256></Part>")
+    body = f"<CompleteMultipartUpload>{named}</CompleteMultipartUpload>"
+    assert 200 == s3.post("k", body.encode(), uploadId=number).status
+    asked = {"x-amz-object-attributes": "ObjectParts", "x-amz-max-parts": limit}
+    reply = s3.get("k", asked, query="attributes")
+
+    assert parts == len(reply.elements("PartNumber"))
+    assert str(min(int(limit), 1000)) == reply.element("MaxParts")
+    assert ("true" if limit == "1" else "false") == reply.element("IsTruncated")
 
 
 # -- storage classes -------------------------------------------------------------------------------
