@@ -93,6 +93,8 @@ MAX_OBJECT = 5 * TIB  # bytes, a multipart object                              [
 MAX_PARTS = 10_000  # part numbers are 1..10,000                               [AWS: quotas]
 MIN_PART = 5 * MIB  # bytes, every part but the last                           [AWS: quotas]
 MAX_DOCUMENT = 2 * MIB  # bytes, an XML request body: 10,000 parts, 1,000 keys [ours]
+MAX_CORS = 64 * KIB  # bytes, a CORS configuration                       [AWS: PutBucketCors]
+MAX_CORS_HEADERS = 100  # that a page asks for                                 [ours]
 MAX_ELEMENTS = 120_000  # of such a document: 10,000 parts of up to 10 each     [ours]
 MAX_DEPTH = 16  # nested XML elements                                          [ours]
 MAX_KEYS = 1000  # names on one page of a listing, keys in one DeleteObjects   [AWS]
@@ -146,6 +148,7 @@ AGAIN_AFTER = 10  # times as long as it takes, a changing folder is listed anew 
 FEW_NAMES = 64  # a folder with fewer is read anew for each page               [ours]
 CACHED_NAMES = 64 * MIB  # of the names in folders that were listed            [ours]
 NAMES_COST = 600  # bytes that each of them takes besides its names            [measured]
+CACHED_STORES = 1024  # buckets made through the API, of which one knows       [ours]
 CACHED_ENTRIES = 4096  # sidecars kept in memory                               [ours]
 CACHED_CONTENTS = 2 * MIB  # of small objects kept in memory                   [ours]
 CONTENT_COST = 320  # bytes that each of them takes besides its own             [measured]
@@ -1637,7 +1640,16 @@ def parse_claimed(text: str) -> tuple[str, str, tuple[str, ...]]:
                           ArgumentName="Authorization", ArgumentValue=kind)
         raise S3Error("AuthorizationHeaderMalformed")
     access_key, scope = parse_credential(match[1], "AuthorizationHeaderMalformed")
-    return access_key, scope, tuple(match[2].split(";"))
+    return access_key, scope, parse_signed_headers(match[2], "AuthorizationHeaderMalformed")
+
+
+def parse_signed_headers(text: str, code: str) -> tuple[str, ...]:
+    """Each once: the text that is hashed for a stranger's claim does not grow by it. Raises `code`.
+    """
+    names = tuple(text.split(";"))
+    if len(set(names)) < len(names):
+        raise S3Error(code, "SignedHeaders names each header once.")
+    return names
 
 
 def parse_authorization(head: Head) -> Claim:
@@ -1684,7 +1696,7 @@ def parse_presigned(head: Head) -> tuple[Claim, int]:
         raise S3Error(code, "X-Amz-Date must be like 20240501T120000Z, on the Credential's day.")
     if not re.fullmatch("[0-9]{1,9}", expires) or int(expires) > MAX_EXPIRES:
         raise S3Error(code, f"X-Amz-Expires must be a number from 0 to {MAX_EXPIRES} seconds")
-    names = tuple(query["X-Amz-SignedHeaders"].lower().split(";"))
+    names = parse_signed_headers(query["X-Amz-SignedHeaders"].lower(), code)
     payload = query.get("X-Amz-Content-Sha256") or head.headers.get("x-amz-content-sha256")
     signature = query["X-Amz-Signature"]
     claim = Claim(access_key, date, scope, names, signature, payload or UNSIGNED)
@@ -3257,12 +3269,15 @@ class Staged:
     def reserve(self, size: int) -> None:
         self.disk.reserve(self.fd, size)
 
-    def fill(self, body: Body) -> None:
+    def fill(self, body: Body, check_size: Callable[[int], None]) -> None:
+        """`check_size` is asked now and then by a body that did not say how long it is."""
         self.reserve(body.length or 0)
         begun = 0  # bytes that are on their way to the disk
         while data := body.read():
             self.disk.write(self.fd, data)
             if body.size - begun >= WRITE_AHEAD:
+                if body.length is None:
+                    check_size(body.size)
                 self.disk.begin_write(self.fd, self.start + begun, body.size - begun)
                 begun = body.size
 
@@ -3316,7 +3331,7 @@ class Late(Staged):
         self.disk, self._folder, self._data = disk, folder, b""
         self.fd, self.path = -1, ""
 
-    def fill(self, body: Body) -> None:
+    def fill(self, body: Body, check_size: Callable[[int], None]) -> None:
         self._data = body.read_all(SMALL)
 
     def seal(self, entry: Entry, mtime_ns: int) -> Entry:
@@ -3332,7 +3347,8 @@ class Late(Staged):
         return super().outlast(self.seal(entry, time.time_ns()), old)
 
 
-WHOLE, SLOTS = "whole", "slots"  # in an upload's folder: its parts in place; how large a place is
+# In an upload's folder: its parts in place; how large a place is; bytes there that are no part's.
+WHOLE, SLOTS, LOST = "whole", "slots", "lost"
 LOCK_NAMES = [f"{number:02x}" for number in range(LOCKS)]
 
 NO_PLACE = (  # what says so: gone, claimed, in use; and disks that take no such file, or no locks
@@ -4030,6 +4046,22 @@ class JoinedReader:
         return data or self._second.read(size)
 
 
+def parse_about(data: bytes) -> dict[str, Any]:
+    """What bucket.json says; {} for garbage."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(data)
+        if (isinstance(value, dict) and isinstance(value.get("created"), (int, float))
+                and isinstance(value.get("tags", {}), dict)
+                and isinstance(value.get("cors", []), list)):
+            return value
+    return {}
+
+
+def id_of(about: Mapping[str, Any]) -> str:
+    """What tells a bucket from the next one of its name; "" of those from before there was one."""
+    return str(about.get("id", ""))
+
+
 def remove_tree(path: str) -> None:
     """All of a folder that nobody uses any more, as far as we may."""
     import shutil
@@ -4070,6 +4102,7 @@ class Store:
         self._is_ordered: Optional[bool] = None  # once it is known
         self._free, self._free_until = 0, 0.0  # bytes above min_free, and how long that counts
         self._about: tuple[tuple[int, ...], dict[str, Any]] = ((), {})
+        self._id: Optional[str] = None  # once it is known: a name may get another bucket
         self._turn = Turn()
         self._usage_lock = threading.Lock()  # where there is no flock
         self._thread_locks = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
@@ -4090,7 +4123,8 @@ class Store:
                 with self._lock_number(0):
                     if self.about() is not None:
                         return False
-                    self.write_about({"v": 1, "created": int(time.time()), **about})
+                    self._id = secrets.token_hex(8)
+                    self.write_about({"v": 1, "created": int(time.time()), "id": self._id, **about})
                     return True
         raise S3Error("OperationAborted")
 
@@ -4103,21 +4137,34 @@ class Store:
             touch(self._maker)
 
     def about(self) -> Optional[dict[str, Any]]:
-        """bucket.json: created, owner, cors, tags; None when there is no such bucket."""
+        """bucket.json: created, id, owner, cors, tags; None when there is no such bucket.
+
+        {} where it is damaged: then nobody's but buckets.ini's keys open it.
+        """
         try:
             info = os.stat(self._about_file)
             generation = (info.st_ino, info.st_size, info.st_mtime_ns)
             if self._about[0] != generation:
                 with open(self._about_file, "rb") as file:
-                    value = json.loads(file.read(MAX_DOCUMENT))
-                self._about = (generation, value if isinstance(value, dict) else {})
+                    self._about = (generation, parse_about(file.read(MAX_DOCUMENT)))
         except GONE:
             return None
+        if self._id is None:
+            self._id = id_of(self._about[1])
         return self._about[1]
 
+    @property
+    def is_same(self) -> bool:
+        """Whether the bucket is there, and is the one that it was when this store first saw it."""
+        about = self.about()
+        return about is not None and id_of(about) == self._id
+
     def write_about(self, about: Mapping[str, object]) -> None:
+        data = render_note(about)
+        if len(data) > MAX_DOCUMENT:
+            raise S3Error("MaxMessageLengthExceeded")
         with Folder.open(self.room) as room:
-            self._write_file(room, "bucket.json", render_note(about))
+            self._write_file(room, "bucket.json", data)
 
     def change_about(self, **changes: object) -> None:
         """Change bucket.json; None takes a name out. Raises NoSuchBucket."""
@@ -4157,6 +4204,8 @@ class Store:
         `age` spares what is younger: a sidecar on its way has no lock. At start it may be 0, a
         writer of another process that loses its file so tries again or answers an error.
         """
+        if self.about() == {}:
+            raise S3Error("InternalError", f"{self._about_file} is damaged")
         self.make_room()
         self._clean_temp(age)
         self._clean_uploads(age)
@@ -4224,7 +4273,7 @@ class Store:
         if not upload or self._joined(upload):
             return 0
         with Folder.open(path) as folder:
-            return sum(p.size for p in self._parts(folder))
+            return self._size_of_upload(folder, self._parts(folder))
 
     def _files(self, path: str, todo: list[str]) -> Iterator[os.stat_result]:
         """Every data file and kept version in a folder; its folders go to `todo`."""
@@ -4254,13 +4303,14 @@ class Store:
             finally:
                 os.close(fd)
 
-    def charge(self, size: int) -> None:
-        """Count bytes that come, or go. Raises QuotaExceeded; giving back always works."""
+    def charge(self, size: int, is_there: bool = False) -> None:
+        """Count bytes that come, or go. Raises QuotaExceeded, but not for what is there already.
+        """
         if not self.quota or not size:
             return
         with self._usage() as fd:
             total = read_number(fd) + size
-            if size > 0 and total > self.quota:
+            if size > 0 and total > self.quota and not is_there:
                 raise S3Error("QuotaExceeded", Quota=self.quota)
             write_number(fd, max(0, total))
 
@@ -4271,17 +4321,18 @@ class Store:
                 if info.st_ctime_ns > read_number(fd, line=1):
                     write_number(fd, max(0, read_number(fd) + info.st_size - known))
 
-    def check_room(self, length: int, key: str = "") -> None:
-        """Whether `length` more bytes are allowed. Raises InsufficientStorage, QuotaExceeded.
+    def check_room(self, length: int, key: str = "", there: int = 0) -> None:
+        """Whether `length` more bytes are allowed, of which the disk has `there` already.
 
-        With `key` they take the place of that object's: the quota gets those back.
+        With `key` they take the place of that object's: the quota gets those back. Raises
+        InsufficientStorage, QuotaExceeded.
         """
         if self.quota and length:
             with self._usage() as fd:
                 over = read_number(fd) + length - self.quota
             if over > 0 and over > self._given_back(key):
                 raise S3Error("QuotaExceeded", Quota=self.quota)
-        self.check_free(length)
+        self.check_free(length - there)
 
     def _given_back(self, key: str) -> int:
         """The bytes that the quota gets back when the key is replaced."""
@@ -4553,8 +4604,8 @@ class Store:
             yield
 
     def _check_here(self) -> None:
-        """Raises NoSuchBucket when it was deleted while we waited for a lock."""
-        if not os.path.exists(self._about_file):
+        """Raises NoSuchBucket when it was deleted while we waited for a lock, or for a body."""
+        if not self.is_same:
             raise S3Error("NoSuchBucket")
 
     @contextlib.contextmanager
@@ -4592,14 +4643,19 @@ class Store:
 
     @contextlib.contextmanager
     def _locks(self, numbers: Sequence[int]) -> Iterator[None]:
-        """Some locks, the lower first. Each is made before one is held, or all might wait."""
+        """Some locks, the lower first. Each is made before one is held: who has one must not wait
+        to make another. Raises FileNotFoundError where the bucket is made anew meanwhile.
+        """
         with contextlib.ExitStack() as locks:
-            for number in numbers if HAS_FLOCK else ():
-                if not os.path.exists(self._lock_file(number)):
+            if not HAS_FLOCK:
+                for number in numbers:
+                    locks.enter_context(self._thread_locks[number])
+            for path in map(self._lock_file, numbers if HAS_FLOCK else ()):
+                if not os.path.exists(path):
                     with locked_file(self._maker):
-                        touch(self._lock_file(number))
-            for number in numbers:
-                locks.enter_context(self._lock_number(number))
+                        touch(path)
+            for path in map(self._lock_file, numbers if HAS_FLOCK else ()):
+                locks.callback(os.close, open_locked(path, may_make=False))
             self._check_here()
             yield
 
@@ -4609,10 +4665,11 @@ class Store:
         with contextlib.ExitStack() as locks:
             if HAS_FLOCK:
                 locks.enter_context(locked_file(self._maker, not TURNS.in_front))
-            there = os.listdir(self._lock_files) if HAS_FLOCK else LOCK_NAMES
-            for number, name in enumerate(LOCK_NAMES):
-                if name in there:
-                    locks.enter_context(self._lock_number(number))
+                for name in sorted(set(LOCK_NAMES).intersection(os.listdir(self._lock_files))):
+                    fd = open_locked(f"{self._lock_files}/{name}", not TURNS.in_front, False)
+                    locks.callback(os.close, fd)
+            for lock in self._thread_locks:
+                locks.enter_context(lock)
             self._check_here()
             yield
 
@@ -4709,7 +4766,7 @@ class Store:
         """
         self.check_room(body.length or 0, key)
         with self._stage_small(body) or self.stage() as staged:
-            staged.fill(body)
+            staged.fill(body, lambda size: self.check_room(size, key, size))
             return self.commit(key, staged, describe(), check)
 
     def _stage_small(self, body: Body) -> Optional[Staged]:
@@ -4864,6 +4921,42 @@ class Store:
         with contextlib.closing(found):
             known = found.entry._replace(mtime_ns=version.entry.mtime_ns, ino=version.entry.ino)
             return known == version.entry and is_at(found.fd, version.path)
+
+    @contextlib.contextmanager
+    def _lost_on_error(self, upload: Upload, staged: Staged, body: Body) -> Iterator[None]:
+        """What fails in its place leaves its bytes there until the upload ends: the quota counts
+        them, and nobody else gets the place.
+        """
+        try:
+            yield
+        except BaseException:
+            if self.quota and isinstance(staged, Slot) and staged.path and body.size:
+                staged.path = ""
+                with contextlib.suppress(S3Error), self._upload_lock(upload) as folder:
+                    self._lose(folder, body.size)
+                    self.charge(body.size, is_there=True)
+            raise
+
+    def _lose(self, folder: Folder, size: int) -> None:
+        """Note bytes in the whole that are no part's. The upload's lock is held."""
+        if self.quota and size:
+            fd = os.open(f"{folder.path}/{LOST}", os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC,
+                         0o640)
+            try:
+                write_number(fd, read_number(fd) + size)
+            finally:
+                os.close(fd)
+
+    def _size_of_upload(self, folder: Folder, parts: list[Part]) -> int:
+        """What the quota counts: its parts, and what lies in places that are no part's any more."""
+        size = sum(p.size for p in parts)
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(f"{folder.path}/{LOST}", READ_FLAGS)
+            try:
+                size += read_number(fd)
+            finally:
+                os.close(fd)
+        return size
 
     def bring_back(self, version: Version) -> None:
         """Put a version in its place again. What is there now is kept as a version itself.
@@ -5355,6 +5448,8 @@ class Store:
     # -- multipart uploads -----------------------------------------------------------------------
 
     def create_upload(self, upload: Upload) -> None:
+        """Raises InsufficientStorage, OSError."""
+        self.check_free(0)
         with Folder.open(self._uploads) as uploads:
             with self._add_folder(uploads, upload.id) as folder:
                 if HAS_FLOCK:
@@ -5411,8 +5506,11 @@ class Store:
     def put_part(self, upload: Upload, number: int, body: Body) -> Part:
         """Store a part; one sent again takes the place of the first. Raises as put does."""
         self.check_room(body.length or 0)
-        with self._slot(upload, number, body.length or 0) or self.stage() as staged:
-            staged.fill(body)
+        with (
+            self._slot(upload, number, body.length or 0) or self.stage() as staged,
+            self._lost_on_error(upload, staged, body),
+        ):
+            staged.fill(body, lambda size: self.check_room(size, there=size))
             self.disk.sync(staged.fd)
             with self._upload_lock(upload) as folder:
                 old = [p for p in self._parts(folder) if p.number == number]
@@ -5421,7 +5519,8 @@ class Store:
                 checksum = body.checksums.get(own or upload.algorithm, "")
                 coded = base64.b64decode(checksum).hex() + (own and f"-{own.lower()}")
                 name = f"{number:05}-{stamp:020}-{body.md5}-{coded}{staged.suffix}"
-                change = body.size - sum(p.size for p in old)
+                lost = sum(p.size for p in old if p.offset >= 0)  # it stays in its place
+                change = body.size + lost - sum(p.size for p in old)
                 self.check_free(0)
                 self.charge(change)
                 try:
@@ -5429,6 +5528,7 @@ class Store:
                 except BaseException:
                     self.charge(-change)
                     raise
+                self._lose(folder, lost)
                 self.disk.sync_folder(folder)
                 for part in old:
                     self._drop(folder, part.name)
@@ -5540,7 +5640,7 @@ class Store:
                 chosen = choose(parts)
                 with self._whole(folder, parts, chosen) or self.stage() as staged:
                     self._join(folder, chosen, staged)
-                    charged = sum(p.size for p in parts)
+                    charged = self._size_of_upload(folder, parts)
                     entry = self.commit(upload.key, staged, describe(chosen), check, charged)
             self._remove_upload(folder)
         return entry
@@ -5603,7 +5703,8 @@ class Store:
     def abort_upload(self, upload: Upload) -> None:
         """Raises NoSuchUpload."""
         with self._upload_lock(upload) as folder:
-            size = 0 if self._joined(upload) else sum(p.size for p in self._parts(folder))
+            is_done = self._joined(upload) is not None
+            size = 0 if is_done else self._size_of_upload(folder, self._parts(folder))
             self._remove_upload(folder)
             self.charge(-size)
 
@@ -5866,13 +5967,16 @@ class Request(NamedTuple):
         """The payload of an operation that stores it. Raises what open_body raises."""
         return open_body(self.head, self.source, self.signed, streams=True)
 
-    def document(self, has_own_checksums: bool = True) -> bytes:
-        """An XML body, verified. CompleteMultipartUpload's checksums are the object's, not its."""
+    def document(self, has_own_checksums: bool = True, limit: int = MAX_DOCUMENT) -> bytes:
+        """An XML body, verified. CompleteMultipartUpload's checksums are the object's, not its.
+
+        Raises MaxMessageLengthExceeded.
+        """
         head = self.head
         if not has_own_checksums:
             kept = {n: v for n, v in head.headers.items() if not n.startswith("x-amz-checksum-")}
             head = head._replace(headers=kept)
-        return open_body(head, self.source, self.signed, streams=False).read_all()
+        return open_body(head, self.source, self.signed, streams=False).read_all(limit)
 
     def integer(self, name: str, default: int, low: int, high: int) -> int:
         """The query parameter, cut at `high`. Raises InvalidArgument."""
@@ -5998,7 +6102,7 @@ class Buckets:
         Kept only where there is a bucket: anybody can ask for names.
         """
         known = self._stores.get((name, section.name if section else ""))
-        if known:
+        if known and (name in self._declared or known.is_same):
             return known
         root = section.path if section and section.path else os.path.join(self.config.data, name)
         if not section:
@@ -6013,8 +6117,9 @@ class Buckets:
             is_there = True
         if not is_there:
             return store
-        store = self._stores.setdefault((name, section.name if section else ""), store)
-        self._by_name[name] = store
+        self._stores[name, section.name if section else ""] = self._by_name[name] = store
+        for stores in (self._stores, self._by_name) if HAS_FLOCK else ():
+            drop_oldest(stores, CACHED_STORES + len(self._declared))
         return store
 
     def knows(self, name: str, key: str, limit: int) -> bool:
@@ -6091,6 +6196,9 @@ class Buckets:
         if name in self._declared:
             raise S3Error("AccessDenied", "The bucket is declared in buckets.ini: remove it there.")
         self.open(name).destroy()
+        self._by_name.pop(name, None)
+        for known in [known for known in list(self._stores) if known[0] == name]:
+            self._stores.pop(known, None)
 
 
 # -- objects -------------------------------------------------------------------------------------
@@ -7241,6 +7349,8 @@ def create_bucket(req: Request) -> Response:
         raise S3Error("NotImplemented", "Object lock is not done here.")
     if req.headers.get("x-amz-bucket-namespace", "global") != "global":
         raise S3Error("NotImplemented", "There is one namespace here, the global one.")
+    if not is_bucket_name(req.bucket):  # before it is held against patterns
+        raise S3Error("InvalidBucketName", BucketName=req.bucket)
     config = req.buckets.config
     sections = config.sections_of(req.bucket) + config.patterns_of(req.access_key, req.bucket)
     section = next(iter(sections), None)
@@ -7467,6 +7577,8 @@ def append_object(req: Request, given: Entry, body: Body, offset: str) -> Respon
     """
     if not re.fullmatch("[0-9]{1,15}", offset):
         raise S3Error("InvalidWriteOffset")
+    if int(offset) and "read" not in req.grants:  # the answer tells the MD5 of what is there
+        raise S3Error("AccessDenied")
     entry = req.store.append(req.key, body, int(offset), given, req.check_write)
     return Response(200, {"etag": f'"{entry.etag}"', "content-length": "0",
                           "x-amz-object-size": str(entry.size), **checksum_headers(entry)})
@@ -7699,7 +7811,11 @@ class CorsRule(NamedTuple):
 
 
 def wildcard_fits(pattern: str, text: str) -> bool:
-    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), text) is not None
+    """Whether the text is the pattern's, which has one * at most."""
+    start, star, end = pattern.partition("*")
+    if not star:
+        return text == pattern
+    return len(text) >= len(start) + len(end) and text.startswith(start) and text.endswith(end)
 
 
 def cors_rules(section: Optional[Section], about: Optional[Mapping[str, Any]]) -> list[CorsRule]:
@@ -7728,7 +7844,7 @@ def put_bucket_cors(req: Request) -> Response:
 
     Raises MalformedXML, InvalidRequest.
     """
-    req.store.change_about(cors=parse_cors(req.document()))
+    req.store.change_about(cors=parse_cors(req.document(limit=MAX_CORS)))
     return Response(200, {"content-length": "0"})
 
 
@@ -7967,9 +8083,10 @@ def cors_headers(rules: list[CorsRule], head: Head) -> dict[str, str]:
     origin = head.headers.get("origin", "")
     method = head.headers.get("access-control-request-method", head.method)
     asked = head.headers.get("access-control-request-headers", "").lower()
-    names = [n.strip() for n in asked.split(",") if n.strip()]
-    rule = next((r for r in rules if r.fits(origin, method, names)), None)
-    if not origin or not rule:
+    names = list(dict.fromkeys(n.strip() for n in asked.split(",") if n.strip()))
+    can_fit = origin and len(names) <= MAX_CORS_HEADERS
+    rule = next((r for r in rules if can_fit and r.fits(origin, method, names)), None)
+    if not rule:
         return {}
     is_open = "*" in rule.origins
     found = {"access-control-allow-origin": "*" if is_open else origin}
@@ -9669,11 +9786,14 @@ def print_finding(bucket: str, finding: Finding, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"bucket": bucket, **finding._asdict()}))
         return
-    name = finding.name.encode("unicode_escape").decode()
+    name, detail = on_terminal(finding.name), on_terminal(finding.detail)
     state = "mended" if finding.mended else FINDINGS[finding.kind]
-    print(
-        f"{finding.kind}: {bucket}/{name}: {finding.detail}{'; ' if finding.detail else ''}{state}"
-    )
+    print(f"{finding.kind}: {bucket}/{name}: {detail}{'; ' if detail else ''}{state}")
+
+
+def on_terminal(text: str) -> str:
+    """A name that a client chose: nothing in it moves the cursor or sets a title."""
+    return "".join([c if c.isprintable() else c.encode("unicode_escape").decode() for c in text])
 
 
 def command_manifest(options: Any) -> int:
@@ -9723,6 +9843,7 @@ def command_undelete(options: Any) -> int:
         if not store.keep:
             raise ConfigError(f"[{name}] keeps nothing; keep = 7d in buckets.ini would")
         for version in store.lost(options.prefix, since):
+            shown = f"{name}/{on_terminal(version.key)}"
             try:
                 if store.is_in_place(version):
                     continue
@@ -9732,11 +9853,11 @@ def command_undelete(options: Any) -> int:
                     store.bring_back(version)
             except (OSError, S3Error) as why:
                 failed += 1
-                sys.stderr.write(f"s3mini: {name}/{version.key} does not come back: {why}\n")
+                sys.stderr.write(f"s3mini: {shown} does not come back: {why}\n")
                 continue
             count += 1
             went = render_iso_date(version.gone)
-            print(f"{name}/{version.key}  {version.entry.size} bytes, went {went}")
+            print(f"{shown}  {version.entry.size} bytes, went {went}")
     print(f"{count} {'could be brought back' if options.dry_run else 'brought back'}")
     return 1 if failed else 0
 

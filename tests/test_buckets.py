@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,53 @@ def test_one_who_made_a_bucket_has_it(world: Server) -> None:
     for reply in (theirs.get(), theirs.put("k", b"x"), theirs.delete(), theirs.get(query="cors")):
         assert DENIED == outcome(reply)
     assert 403 == theirs.head().status
+
+
+@pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b'{"created": "x"}', b"[" * 100_000])
+def test_a_damaged_bucket_json_stops_nobody_else(serve: Serve, garbage: bytes) -> None:
+    server = serve()
+    server.client("test-key", bucket="test-x").put()
+    server.stop()
+    for name in ("media", "test-x"):
+        (server.data / name / ".s3mini" / "bucket.json").write_bytes(garbage)
+    server.start()
+    mine, made = server.client(bucket="media"), server.client("test-key", bucket="test-x")
+
+    assert 200 == mine.put("k", b"x").status
+    assert (b"x", 204) == (mine.get("k").body, mine.delete("k").status)
+    assert ["media"] == server.client().get("/").elements("Name")
+    for reply in (made.get(), made.put("k", b"x"), made.delete()):
+        assert DENIED == outcome(reply)
+    for name in ("media", "test-x"):
+        assert re.search(f"the bucket '{name}' could not be tidied: .*bucket.json is", server.log)
+
+
+def test_what_bucket_json_cannot_hold_is_refused(world: Server) -> None:
+    """It would be read cut off, and no server would start with it."""
+    s3 = world.client("test-key", bucket="test-large")
+    s3.put()
+    store = s3mini.Store(str(world.data / "test-large"), s3mini.Disk(False))
+    with pytest.raises(s3mini.S3Error, match="too big"):
+        store.change_about(cors=["\\" * s3mini.MAX_DOCUMENT])
+
+    assert 200 == s3.head().status
+
+
+def test_the_stores_of_removed_buckets_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3mini, "CACHED_STORES", 3)
+    with s3mini.start() as fake:
+        buckets, others = (s3mini.Buckets(fake._server.app.config, s3mini.Disk(False))
+                           for _ in range(2))
+        known = buckets._stores, buckets._by_name, others._stores, others._by_name
+        before = [len(stores) for stores in known]
+        for number in range(20):
+            assert buckets.create(f"bucket-{number}", fake.access_key)
+            assert others.grants(f"bucket-{number}", fake.access_key)
+            others.open(f"bucket-{number}")
+            buckets.delete(f"bucket-{number}")
+
+        assert before[:2] == [len(stores) for stores in known[:2]]
+        assert all(len(stores) <= 4 for stores in known)
 
 
 def test_the_rest_of_a_removed_bucket_is_cleaned_at_the_start(serve: Serve) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator
 from typing import Any, Optional
 
 import pytest
 from conftest import INI, Server, boto_client
 from signing_client import Client, Reply
+
+import s3mini
 
 APP = "https://app.example.com"
 CORS_INI = (
@@ -343,6 +347,30 @@ def test_rules_outlive_the_server(serve: Any) -> None:
     server.start()
 
     assert 200 == preflight(server, "/media/k", APP, "GET").status
+
+
+def test_a_configuration_has_64_kib(s3: Client) -> None:
+    many = put_rules(s3, rule(AllowedOrigin=["https://a"] * 1700, AllowedMethod="GET"))
+
+    assert (400, "MaxMessageLengthExceeded") == outcome(many)
+    assert (404, "NoSuchCORSConfiguration") == outcome(s3.get(query="cors"))
+
+
+def test_a_page_asks_for_a_hundred_headers_at_most(server: Server, s3: Client) -> None:
+    put_rules(s3, rule(AllowedOrigin="*", AllowedMethod="GET", AllowedHeader="*"))
+    names = [f"x-{number}" for number in range(101)]
+
+    for asked, status in ((names[:100] * 2, 200), (names, 403)):
+        reply = preflight(server, f"/{s3.bucket}/k", APP, "GET", ",".join(asked))
+        assert status == reply.status
+
+
+@pytest.mark.parametrize("pattern", ["", "*", "a*", "*a", "a*a", "ab*ba", "a.c", "aba"])
+def test_a_star_stands_for_any_text(pattern: str) -> None:
+    wanted = re.compile(".*".join(map(re.escape, pattern.split("*"))))
+    for text in map("".join, itertools.chain.from_iterable(
+            itertools.product("ab", repeat=size) for size in range(6))):
+        assert (wanted.fullmatch(text) is not None) == s3mini.wildcard_fits(pattern, text), text
 
 
 def test_what_is_exposed_is_named(s3: Client) -> None:

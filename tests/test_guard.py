@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.client
+import io
 import os
 import threading
 from pathlib import Path
@@ -219,12 +220,48 @@ def test_parts_count(s3: Client) -> None:
     assert 40 * KIB == room_left(s3)
 
 
-def test_a_part_sent_again_counts_once(s3: Client) -> None:
+def test_a_part_sent_again_counts_for_what_lies_there(s3: Client) -> None:
+    """The first stays in its place in the object to be, those behind it replace one another."""
     upload = begin(s3, "m")
-    for _ in range(3):
-        assert 200 == add_part(s3, "m", upload, 1, b"x" * (30 * KIB)).status
+    for _ in range(4):
+        etag = add_part(s3, "m", upload, 1, b"x" * (30 * KIB)).etag
 
+    assert 40 * KIB == room_left(s3)
+    assert 200 == complete(s3, "m", upload, etag).status
     assert 70 * KIB == room_left(s3)
+
+
+@pytest.mark.parametrize("ends", ["abort", "complete"])
+def test_what_a_refused_part_leaves_behind_is_counted(s3: Client, ends: str) -> None:
+    """Ten times 6 MiB came to lie in a bucket of 20, and nobody knew."""
+    upload = begin(s3, "m")
+    wrong = {"content-md5": base64.b64encode(bytes(16)).decode()}
+    for number in (1, 2, 3, 4):
+        body = b"x" * (20 * KIB)
+        refused = s3.put("m", body, wrong, query={"partNumber": number, "uploadId": upload})
+        assert "BadDigest" == refused.error
+    assert is_over(add_part(s3, "m", upload, 1, b"x" * (50 * KIB)))
+    etag = add_part(s3, "m", upload, 1, b"x").etag
+
+    assert 19 * KIB == room_left(s3)
+    if ends == "abort":
+        assert 204 == s3.delete("m", uploadId=upload).status
+        assert QUOTA == room_left(s3)
+    else:
+        assert 200 == complete(s3, "m", upload, etag).status
+        assert QUOTA - KIB == room_left(s3)
+
+
+def test_what_parts_left_behind_is_counted_at_the_start_too(serve: Serve) -> None:
+    server = serve(limited())
+    s3 = server.client(bucket="media")
+    upload = begin(s3, "m")
+    for data in (b"x" * (60 * KIB), b"y"):
+        assert 200 == add_part(s3, "m", upload, 1, data).status
+    server.stop()
+    server.start()
+
+    assert 39 * KIB == room_left(server.client(bucket="media"))
 
 
 def test_an_abort_gives_back(s3: Client) -> None:
@@ -423,6 +460,40 @@ def test_a_bucket_that_cannot_be_tidied_does_not_keep_the_others_from_being_serv
 
     assert 200 == server.client("other-key", bucket="other").put("a", b"x").status
     assert "s3mini: the bucket 'media' could not be tidied" in server.log
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_a_body_of_unknown_length_is_refused_when_it_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: bool
+) -> None:
+    """Not when all of it has come: others would meet a full disk meanwhile."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), quota=8 * MIB)
+    store.create()
+    upload = s3mini.Upload("0" * 32, "k", 1_600_000_000, s3mini.Entry(0, "", "", 0))
+    store.create_upload(upload)
+
+    def send(body: s3mini.Body) -> None:
+        if part:
+            store.put_part(upload, 1, body)
+        else:
+            store.put("k", body, lambda: s3mini.Entry(0, "", "", 0), s3mini.no_check)
+
+    def attempt() -> int:
+        """How much was read of 100 MiB."""
+        source = io.BytesIO(bytes(100 * MIB))
+        body = s3mini.Body(source, s3mini.Promise())
+        with pytest.raises(s3mini.S3Error) as refused:
+            send(body)
+        assert refused.value.code in ("QuotaExceeded", "InsufficientStorage")
+        return source.tell()
+
+    assert 8 * MIB <= attempt() < 12 * MIB
+    store.quota, store.min_free, real = 0, 1, os.statvfs
+    free = real(store.root).f_bavail * real(store.root).f_frsize
+    store.min_free = free - 16 * MIB
+    monkeypatch.setattr(s3mini, "FREE_SECONDS", 0)
+    assert attempt() < 60 * MIB
+    assert [] == os.listdir(f"{store.room}/tmp")
 
 
 # -- free space ------------------------------------------------------------------------------------

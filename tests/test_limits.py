@@ -585,15 +585,16 @@ def test_free_space_is_kept(serve: Serve) -> None:
     server = serve(INI)
     client = server.client(bucket="media")
     client.put("k", b"old")
+    upload = client.post("k", b"", query="uploads").element("UploadId")
     server.stop()
     server.config.write_text(server.ini.replace("[SERVER]\n", "[SERVER]\nmin_free = 900000G\n"))
     server.start()
     client = server.client(bucket="media")
     put = client.put("k", b"new")
-    upload = client.post("k", b"", query="uploads").element("UploadId")
     part = client.put("k", b"x", query={"partNumber": "1", "uploadId": upload})
+    begun = client.post("k", b"", query="uploads")
 
-    assert [(507, "InsufficientStorage")] * 2 == [(r.status, r.error) for r in (put, part)]
+    assert [(507, "InsufficientStorage")] * 3 == [(r.status, r.error) for r in (put, part, begun)]
     assert b"old" == client.get("k").body
     assert 204 == client.delete("k").status
 

@@ -743,18 +743,22 @@ def test_a_part_that_comes_while_the_object_is_made_does_not_get_into_it(joined:
     assert 8 == joined.disk.copied
 
 
-def test_a_part_that_broke_off_leaves_its_place_to_the_next(joined: Joined) -> None:
+@pytest.mark.parametrize("quota", [0, 10**6])
+def test_a_part_that_broke_off_leaves_its_place_to_the_next(joined: Joined, quota: int) -> None:
+    """Not where its bytes are counted."""
     joined.put(1, b"aaaa")
+    joined.store.quota = quota
     for number in (2, 7):
         body = s3mini.Body(io.BytesIO(b"xxx"), s3mini.Promise(length=4))
         with pytest.raises(s3mini.S3Error, match="length"):
             joined.store.put_part(joined.upload, number, body)
     assert 6 * P < (joined.folder / s3mini.WHOLE).stat().st_size
     assert [1] == [part.number for part in joined.store.parts(joined.upload)]
+    joined.store.quota = 10**6
     joined.put(2, b"bbbb")
 
     assert b"aaaabbbb" == joined.complete(1, 2)
-    assert 0 == joined.disk.copied
+    assert (4 if quota else 0) == joined.disk.copied
 
 
 def test_a_place_that_a_dead_writer_had_is_not_given_again(joined: Joined) -> None:

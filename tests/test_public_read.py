@@ -361,6 +361,7 @@ def test_a_writer_reads_nothing(world: Server, owner: Client) -> None:
         writer.put("w/up", b"", {"x-amz-copy-source": "media/w/secret"},
                    query={"partNumber": "1", "uploadId": upload}),
         writer.delete("w/locks/x"),
+        *[writer.put("w/secret", b"", {"x-amz-write-offset-bytes": str(n)}) for n in (1, 2)],
     ]  # fmt: skip
 
     assert [DENIED] * len(attempts) == [outcome(reply) for reply in attempts]

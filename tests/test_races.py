@@ -8,6 +8,7 @@ the wire, but what that comes to.
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import os
 import threading
@@ -15,7 +16,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import pytest
 from powercut import body_of, entry_of
@@ -250,6 +251,63 @@ def test_who_needs_a_lock_that_was_never_made_waits_for_who_removes_the_bucket(
     for writer in writers:
         assert isinstance(writer.end(), (s3mini.S3Error, FileNotFoundError))
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("size", [1, 2 * s3mini.SMALL])
+@pytest.mark.parametrize("is_ordered", [False, True])
+def test_a_body_does_not_come_into_another_bucket_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, is_ordered: bool
+) -> None:
+    """It belongs to another key by now, and who sends the body may not write there."""
+    mine, theirs = (s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False)) for _ in range(2))
+    monkeypatch.setattr(s3mini.Store, "_keeps_order", lambda store: is_ordered)
+    mine.create(owner="me")
+
+    class Slow(io.BytesIO):
+        def read(self, size: Optional[int] = -1) -> bytes:
+            if not self.tell():
+                mine.destroy()
+                assert theirs.create(owner="they")
+            return super().read(size)
+
+    body = s3mini.Body(Slow(b"x" * size), s3mini.Promise(length=size))
+    with pytest.raises((s3mini.S3Error, FileNotFoundError)):
+        mine.put("k", body, lambda: entry_of(b"x" * size, "mine"), s3mini.no_check)
+
+    assert not (tmp_path / "b" / "k").exists()
+    assert [] == os.listdir(f"{theirs.room}/tmp")
+    put_object(theirs, "k", b"x", "theirs")
+
+
+def test_a_bucket_that_another_process_made_anew_is_used(buckets: s3mini.Buckets) -> None:
+    other = s3mini.Buckets(buckets.config, s3mini.Disk(False))
+    for number in range(3):
+        assert (buckets if number % 2 else other).create("test-x", "one")
+        for one in (buckets, other):
+            put_object(one.open("test-x"), "k", b"x", "new")
+            one.open("test-x").delete("k", s3mini.no_check)
+        (other if number % 2 else buckets).delete("test-x")
+
+
+def test_a_rename_that_waits_to_make_a_lock_holds_none(tmp_path: Path, meet: Meet) -> None:
+    """Who removes the bucket holds that, and waits for all locks that are there."""
+    fcntl = pytest.importorskip("fcntl")
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    for key in ("a", "b"):
+        put_object(store, key, b"x", "new")
+    store.delete("b", s3mini.no_check)
+    folder = Path(store.room, "locks")
+    paths = [folder / f"{zlib.crc32(key) % s3mini.LOCKS:02x}" for key in (b"a", b"b")]
+    with (folder / "make").open("rb") as maker:
+        fcntl.flock(maker, fcntl.LOCK_EX)
+        meet(s3mini, "open_locked", max(paths).unlink)
+        rename = Aside(lambda: store.rename("a", "b", lambda _: None, s3mini.no_check))
+        assert rename.waits()
+        assert not is_locked(str(min(paths)))
+    rename.end()
+
+    assert store.open("b").entry.metadata == {"name": "new"}
 
 
 def test_where_no_lock_can_be_made_writers_exclude_each_other_all_the_same(

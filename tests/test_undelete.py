@@ -331,6 +331,15 @@ def test_a_dry_run_says_the_same_and_changes_nothing(kept: Kept, s3: Client) -> 
     assert (b"1", b"b") == (s3.get("a").body, s3.get("b").body)
 
 
+def test_a_name_moves_no_cursor(kept: Kept, s3: Client) -> None:
+    s3.put("x\x1b]0;owned\x07\rä", b"x")
+    s3.delete("x\x1b]0;owned\x07\rä")
+    said = kept.undelete("--dry-run")
+
+    assert "/x\\x1b]0;owned\\x07\\rä  1 bytes" in said[0]
+    assert "1 could be brought back" == said[-1]
+
+
 def test_a_bucket_that_keeps_nothing_says_so(keeper: Server) -> None:
     none = bucket_of(keeper, "none")
     none.s3.put("a", b"1")
