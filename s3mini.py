@@ -1104,6 +1104,11 @@ REASONS = {
     503: "Service Unavailable", 505: "HTTP Version Not Supported", 507: "Insufficient Storage",
 }
 UNSAFE = re.compile(r"[^\t -~\x80-\xff]")
+CAPITALS = {name.lower(): name for name in (  # as AWS writes them: htslib finds no etag
+    "Accept-Ranges", "Cache-Control", "Connection", "Content-Disposition", "Content-Encoding",
+    "Content-Language", "Content-Length", "Content-Range", "Content-Type", "Date", "ETag",
+    "Expires", "Last-Modified", "Location", "Server", "Transfer-Encoding", "Vary",
+)}
 
 
 def render_start(status: int, headers: Mapping[str, str]) -> str:
@@ -1111,7 +1116,7 @@ def render_start(status: int, headers: Mapping[str, str]) -> str:
     no control byte passes.
     """
     lines = [f"HTTP/1.1 {status} {REASONS[status]}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
+    lines += [f"{CAPITALS.get(name, name)}: {value}" for name, value in headers.items()]
     if not "".join(lines).isprintable():  # the common case is told in 1 us
         lines = [UNSAFE.sub(" ", line) for line in lines]
     return "\r\n".join([*lines, ""])
@@ -1830,7 +1835,8 @@ def proxy_candidates(
 ) -> Iterator[dict[str, str]]:
     """What a proxy may have changed on the way, each tried with a full compare. [ours]
 
-    Our other names, the Host without its port (git-annex signs it so), and Accept-Encoding.
+    Our other names, the Host without its port (git-annex signs it so), Accept-Encoding, and the
+    Expect that nginx answers itself (boto 2 signs it, and gsutil with it).
     """
     host = head.headers.get("host", "")
     names = [host, host.rpartition(":")[0] if ":" in host else host]
@@ -1839,12 +1845,15 @@ def proxy_candidates(
     encodings: tuple[Optional[str], ...] = (None,)
     if "accept-encoding" in claim.names:
         encodings += SIGNED_ENCODINGS
+    lost = {}
+    if "expect" in claim.names and "expect" not in head.headers:
+        lost = {"expect": "100-Continue"}
     for name in dict.fromkeys(names):
         for encoding in encodings:
             if encoding is not None:
-                yield {"host": name, "accept-encoding": encoding}
-            elif name != host:
-                yield {"host": name}
+                yield {"host": name, "accept-encoding": encoding, **lost}
+            elif name != host or lost:
+                yield {"host": name, **lost}
 
 
 def means_bucket(host: str, bucket: str, keyring: Keyring) -> bool:
@@ -1871,6 +1880,10 @@ def explain(head: Head, claim: Claim, secret: str, query: str) -> str:
     for sentence, changed in mistakes(head, query):
         if fits(secret, changed):
             return f"{default} {sentence}"
+    lost = [name for name in claim.names if name not in head.headers]
+    if lost:
+        return (f"{default} The client signed {', '.join(lost[:10])}, which did not arrive. nginx "
+                "drops names with _ or . in them, but not with: ignore_invalid_headers off;")
     for stray in (secret + " ", secret + "\n", secret + "\r\n", " " + secret, secret.strip()):
         if stray != secret and fits(stray, {}):
             return f"{default} The client's secret key has a stray space or newline around it."

@@ -1,6 +1,6 @@
 """nginx with TLS in front of a server, with a certificate made on the spot.
 
-The location block is the README's, word for word: what is tested here is what people paste.
+The directives are the README's: what is tested here is what people paste.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ http {{
         listen 127.0.0.1:{port} ssl{http2};
         ssl_certificate {folder}/server.pem;
         ssl_certificate_key {folder}/server.key;
+        merge_slashes off;
+        ignore_invalid_headers off;
         {location}
     }}
 }}

@@ -379,6 +379,15 @@ def test_awscli_moves_and_removes(bench: Bench) -> None:
     assert [] == bench.keys
 
 
+def test_metadata_of_any_name_come_through_nginx(tls: Nginx, bucket: str) -> None:
+    """nginx calls names with _ and . invalid, and left to itself drops them."""
+    s3 = tls.client(AWS["AWS_ACCESS_KEY_ID"], AWS["AWS_SECRET_ACCESS_KEY"], bucket)
+    metadata = {"x-amz-meta-user_id": "7", "x-amz-meta-a.b": "8"}
+
+    assert 200 == s3.put("k", b"x", metadata).status
+    assert metadata.items() <= s3.head("k").headers.items()
+
+
 def test_awscli_presigns(tls_bench: Bench) -> None:
     tls_bench.client.put(KEY, SMALL)
     url = tls_bench.shell("awscli", "aws s3 presign s3://{bucket}/{key}", key=KEY).strip()

@@ -257,7 +257,7 @@ def test_http_1_0_is_told_what_becomes_of_the_connection(shop: Shop) -> None:
     host, _, port = shop.address.partition(":")
     with socket.create_connection((host, int(port)), timeout=20) as sock:
         sock.sendall(b"GET /pages/k HTTP/1.0\r\nhost: a\r\nconnection: keep-alive\r\n\r\n")
-        assert b"connection: keep-alive" in sock.recv(65536)
+        assert b"Connection: keep-alive" in sock.recv(65536)
     assert 0 == shop.hits
 
 

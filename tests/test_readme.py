@@ -7,10 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nginx import CONFIG, LOCATION
+
 import s3mini
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_nginx_is_tested_as_it_is_described() -> None:
+    block = re.findall("```nginx\n(.*?)```", README, re.DOTALL)[0]
+    words = re.findall(r"^ *(\w+ [^;{]*;)", block, re.MULTILINE)
+    told = {word for word in words if not word.startswith(("listen", "server_name", "ssl_"))}
+    tested = set(re.findall(r"^ *(\w+ [^;{]*;)", LOCATION + CONFIG, re.MULTILINE))
+
+    assert "ignore_invalid_headers off;" in told
+    assert told <= tested
 
 
 def operation_names() -> set[str]:

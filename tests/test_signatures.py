@@ -978,6 +978,16 @@ def test_an_accept_encoding_that_a_proxy_rewrote_is_tolerated(signed_as: str) ->
     assert is_accepted(get({**headers, "accept-encoding": "br", "host": "x"}), hosts=["box:9000"])
 
 
+@pytest.mark.parametrize("changed", [{}, {"host": "x"}, {"accept-encoding": "br"}])
+def test_an_expect_that_a_proxy_answered_is_tolerated(changed: dict[str, str]) -> None:
+    headers = sign_for("box:9000", accept_encoding="gzip", expect="100-Continue")
+
+    assert is_accepted(get(headers))
+    without_it = {n: v for n, v in headers.items() if n != "expect"}
+    assert is_accepted(get({**without_it, **changed}), hosts=["box:9000"])
+    assert MISMATCH == status_of(refusal(get({**headers, "expect": "x"})))
+
+
 def test_an_accept_encoding_that_no_client_signs_is_not_guessed() -> None:
     headers = sign_for("box:9000", accept_encoding="zstd")
 
@@ -1027,6 +1037,15 @@ EXPLAINED = {
         "Content-Type",
     ),
 }
+
+
+def test_the_error_says_which_signed_header_did_not_arrive() -> None:
+    headers = sign_for("box:9000", x_amz_meta_a="1", x_amz_meta_b="2")
+    del headers["x-amz-meta-a"]
+
+    error = refusal(get(headers))
+    assert MISMATCH == (error.code, error.status)
+    assert "signed x-amz-meta-a, which did not arrive" in str(error)
 
 
 @pytest.mark.parametrize("name", EXPLAINED)

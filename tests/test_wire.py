@@ -580,7 +580,7 @@ def test_a_key_that_leaves_its_bucket_or_is_too_long_is_refused(key: str, code: 
 def test_an_answer_has_the_headers_it_was_given() -> None:
     response = s3mini.Response(200, {"etag": '"e"', "x-amz-meta-a": "\xc3\xa9 \tb"})
 
-    assert b'HTTP/1.1 200 OK\r\netag: "e"\r\nx-amz-meta-a: \xc3\xa9 \tb\r\n\r\n' == (
+    assert b'HTTP/1.1 200 OK\r\nETag: "e"\r\nx-amz-meta-a: \xc3\xa9 \tb\r\n\r\n' == (
         s3mini.render_head(response)
     )
 
