@@ -3974,7 +3974,7 @@ class Known(NamedTuple):
     dev: int
     ino: int  # the entry's own may be another: a restore changes it
     entry: Entry
-    starts: dict[bool, str]  # how answers with it start, once there was one; by start_of
+    starts: dict[tuple[bool, bool], str]  # how answers with it start, once there was one: start_of
 
     def fits(self, info: os.stat_result) -> bool:
         return (self.ino == info.st_ino and self.entry.mtime_ns == info.st_mtime_ns
@@ -4063,7 +4063,8 @@ def parse_about(data: bytes) -> dict[str, Any]:
     """What bucket.json says; {} for garbage."""
     with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(data)
-        if (isinstance(value, dict) and isinstance(value.get("created"), (int, float))
+        if (isinstance(value, dict) and isinstance(value.get("created"), int)
+                and 0 <= value["created"] < 2**40
                 and isinstance(value.get("tags", {}), dict)
                 and isinstance(value.get("cors", []), list)):
             return value
@@ -4101,9 +4102,9 @@ class Store:
 
     def __init__(
         self, root: str, disk: Disk, min_free: int = 0, quota: int = 0, keep: int = 0,
-        *, memory: Optional[Memory] = None,
+        *, memory: Optional[Memory] = None, is_declared: bool = False,
     ):
-        self.root, self.disk = root, disk
+        self.root, self.disk, self.is_declared = root, disk, is_declared
         self.min_free, self.quota, self.keep = min_free, quota, keep
         self.room = os.path.join(root, ROOM)
         self.temp, self._lock_files = f"{self.room}/tmp", f"{self.room}/locks"
@@ -4146,8 +4147,12 @@ class Store:
         for path in (os.path.join(self.room, name) for name in ("tmp", "uploads", "locks")):
             if not os.path.isdir(path):
                 self.disk.make_folders(path)
-        if HAS_FLOCK:  # now: a full disk may have no inode for it later
-            touch(self._maker)
+        if HAS_FLOCK and not os.path.exists(self._maker):
+            try:  # now: a full disk may have no inode for it later
+                touch(self._maker)
+            except OSError as why:  # a disk that is full, or only to be read, is served too
+                if why.errno not in (*FULL, errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise
 
     def about(self) -> Optional[dict[str, Any]]:
         """bucket.json: created, id, owner, cors, tags; None when there is no such bucket.
@@ -4168,9 +4173,20 @@ class Store:
 
     @property
     def is_same(self) -> bool:
-        """Whether the bucket is there, and is the one that it was when this store first saw it."""
+        """Whether the bucket is there, and is the one that it was when this store first saw it.
+
+        One that buckets.ini declares stays so, whatever is restored or repaired.
+        """
         about = self.about()
-        return about is not None and id_of(about) == self._id
+        return about is not None and (self.is_declared or id_of(about) == self._id)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is the right one for the bucket that there is, or for making it.
+
+        Without flock its locks are the only ones: who makes a bucket needs those of all others.
+        """
+        return self.is_declared or self.is_same or not HAS_FLOCK and self.about() is None
 
     def write_about(self, about: Mapping[str, object]) -> None:
         data = render_note(about)
@@ -4180,11 +4196,12 @@ class Store:
             self._write_file(room, "bucket.json", data)
 
     def change_about(self, **changes: object) -> None:
-        """Change bucket.json; None takes a name out. Raises NoSuchBucket."""
+        """Change bucket.json; None takes a name out. Raises NoSuchBucket, InternalError."""
         with self._lock_number(0):
+            self._check_here()
             about = self.about()
-            if about is None:
-                raise S3Error("NoSuchBucket")
+            if not about:  # what can still be made out in it is not written over
+                raise S3Error("InternalError", "The bucket's bucket.json is damaged.")
             kept = {n: v for n, v in {**about, **changes}.items() if v is not None}
             self.write_about(kept)
 
@@ -4944,9 +4961,9 @@ class Store:
             yield
         except BaseException:
             if self.quota and isinstance(staged, Slot) and staged.path and body.size:
-                staged.path = ""
-                with contextlib.suppress(S3Error), self._upload_lock(upload) as folder:
+                with contextlib.suppress(S3Error, OSError), self._upload_lock(upload) as folder:
                     self._lose(folder, body.size)
+                    staged.path = ""
                     self.charge(body.size, is_there=True)
             raise
 
@@ -4956,7 +4973,7 @@ class Store:
             fd = os.open(f"{folder.path}/{LOST}", os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC,
                          0o640)
             try:
-                write_number(fd, read_number(fd) + size)
+                write_number(fd, max(0, read_number(fd) + size))
             finally:
                 os.close(fd)
 
@@ -5537,11 +5554,12 @@ class Store:
                 self.check_free(0)
                 self.charge(change)
                 try:
+                    self._lose(folder, lost)
                     staged.rename(folder, name)
                 except BaseException:
                     self.charge(-change)
+                    self._lose(folder, -lost)
                     raise
-                self._lose(folder, lost)
                 self.disk.sync_folder(folder)
                 for part in old:
                     self._drop(folder, part.name)
@@ -6066,7 +6084,8 @@ class Buckets:
     def __init__(self, config: Config, disk: Disk):
         self.config, self.disk = config, disk
         self.keyring = Keyring(config.secrets, config.hosts, config.domain)
-        self._stores: dict[tuple[str, str], Store] = {}
+        self._declared_stores: dict[tuple[str, str], Store] = {}
+        self._stores: dict[tuple[str, str], Store] = {}  # of the others, not all of them
         self._by_name: dict[str, Store] = {}  # the latest of each
         self._memory = Memory()
         declared = {s.pattern: config.sections_of(s.pattern) for s in config.sections
@@ -6114,9 +6133,12 @@ class Buckets:
 
         Kept only where there is a bucket: anybody can ask for names.
         """
-        known = self._stores.get((name, section.name if section else ""))
-        if known and (name in self._declared or known.is_same):
+        stores = self._declared_stores if name in self._declared else self._stores
+        key = (name, section.name if section else "")
+        known = stores.get(key)
+        if known and (not section or known.is_current):  # without one nobody writes
             return known
+        stores.pop(key, None)
         root = section.path if section and section.path else os.path.join(self.config.data, name)
         if not section:
             store = Store(root, self.disk, keep=FOREVER,  # its section may come back
@@ -6126,13 +6148,16 @@ class Buckets:
                 is_there = is_bucket_name(name) and store.about() is not None
         else:
             store = Store(root, self.disk, self.config.min_free, section.quota, section.keep,
-                          memory=self._memory)
+                          memory=self._memory, is_declared=name in self._declared)
             is_there = True
         if not is_there:
             return store
-        self._stores[name, section.name if section else ""] = self._by_name[name] = store
-        for stores in (self._stores, self._by_name) if HAS_FLOCK else ():
-            drop_oldest(stores, CACHED_STORES + len(self._declared))
+        self._by_name[name] = store = stores.setdefault(key, store)
+        if HAS_FLOCK and len(self._stores) > CACHED_STORES:
+            drop_oldest(self._stores, CACHED_STORES)
+            kept = {made for made, _ in list(self._stores)}.union(self._declared)
+            for gone in set(self._by_name) - kept:
+                self._by_name.pop(gone, None)
         return store
 
     def knows(self, name: str, key: str, limit: int) -> bool:
@@ -7824,11 +7849,16 @@ class CorsRule(NamedTuple):
 
 
 def wildcard_fits(pattern: str, text: str) -> bool:
-    """Whether the text is the pattern's, which has one * at most."""
-    start, star, end = pattern.partition("*")
-    if not star:
+    """Whether the text is the pattern's, in which each * stands for any text."""
+    first, *pieces = pattern.split("*")
+    if not pieces or not text.startswith(first):
         return text == pattern
-    return len(text) >= len(start) + len(end) and text.startswith(start) and text.endswith(end)
+    at, last = len(first), pieces.pop()
+    for piece in pieces:
+        at = text.find(piece, at) + len(piece)
+        if at < len(piece):
+            return False
+    return len(text) - at >= len(last) and text.endswith(last)
 
 
 def cors_rules(section: Optional[Section], about: Optional[Mapping[str, Any]]) -> list[CorsRule]:
@@ -8187,16 +8217,17 @@ def start_of(known: Known, section: Section, with_checksums: bool) -> str:
 
     Long ones are not kept: 4,096 entries would take 30 MiB of them.
     """
-    entry, other = known.entry, known.starts.get(not with_checksums)
+    entry, kind = known.entry, (with_checksums, section.html)
+    other = known.starts.get((not with_checksums, section.html))
     if other and not entry.checksums:
-        return known.starts.setdefault(with_checksums, other)
+        return known.starts.setdefault(kind, other)
     headers = object_headers(entry)
     if with_checksums:
         headers.update(checksum_headers(entry))
     headers["content-length"] = str(entry.size)
     headers.update(no_scripts(section, headers.get("content-type", "")))
     start = render_start(200, headers)
-    return known.starts.setdefault(with_checksums, start) if len(start) <= KIB else start
+    return known.starts.setdefault(kind, start) if len(start) <= KIB else start
 
 
 LONGER_WRITES = frozenset(("x-amz-copy-source", "x-amz-write-offset-bytes"))
@@ -8272,7 +8303,8 @@ class App:
             return None
         known, content = found
         with_checksums = head.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED"
-        start = known.starts.get(with_checksums) or start_of(known, section, with_checksums)
+        start = known.starts.get((with_checksums, section.html))
+        start = start or start_of(known, section, with_checksums)
         return Remembered(start, content, access_key)
 
     def answer(self, call: Call) -> Answer:
@@ -9805,8 +9837,11 @@ def print_finding(bucket: str, finding: Finding, as_json: bool) -> None:
 
 
 def on_terminal(text: str) -> str:
-    """A name that a client chose: nothing in it moves the cursor or sets a title."""
-    return "".join([c if c.isprintable() else c.encode("unicode_escape").decode() for c in text])
+    """A name that a client chose: nothing in it moves the cursor, sets a title or cannot be shown.
+    """
+    text = "".join([c if c.isprintable() else c.encode("unicode_escape").decode() for c in text])
+    coding = sys.stdout.encoding or "utf-8"
+    return text.encode(coding, "backslashreplace").decode(coding)
 
 
 def command_manifest(options: Any) -> int:

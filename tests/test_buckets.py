@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import os
 import re
@@ -131,6 +132,74 @@ def test_a_damaged_bucket_json_stops_nobody_else(serve: Serve, garbage: bytes) -
         assert re.search(f"the bucket '{name}' could not be tidied: .*bucket.json is", server.log)
 
 
+@pytest.mark.parametrize("changed", [b'{"created": 1, "id": "x"}', b'{"created": 1}', b"{"])
+def test_a_declared_bucket_goes_on_when_its_json_is_restored(serve: Serve, changed: bytes) -> None:
+    """A backup comes back into the folder while the server runs, or somebody mends the file."""
+    server = serve()
+    s3, path = server.client(bucket="media"), server.data / "media" / ".s3mini" / "bucket.json"
+    first = path.read_bytes()
+    for data in (first, changed, first, changed):
+        path.with_suffix(".new").write_bytes(data)
+        path.with_suffix(".new").rename(path)
+        assert 200 == s3.put("k", b"x" * 100_000).status
+        upload = s3.post("m", query="uploads").element("UploadId")
+        assert 200 == s3.put("m", b"x", query={"partNumber": 1, "uploadId": upload}).status
+        (server.data / "media" / "by-hand").write_bytes(b"y")
+        assert (b"y", 204) == (s3.get("by-hand").body, s3.delete("by-hand").status)
+
+
+@pytest.mark.parametrize("garbage", [b'{"created": 1e999}', b'{"created": NaN}', b'{"created": 1'])
+def test_what_is_damaged_is_not_written_over(tmp_path: Path, garbage: bytes) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    path = Path(store.room, "bucket.json")
+    path.write_bytes(garbage)
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    with pytest.raises(s3mini.S3Error, match="damaged"):
+        store.change_about(tags={"a": "b"})
+
+    assert garbage == path.read_bytes()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EIO])
+def test_a_bucket_that_can_only_be_read_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    store.create()
+    monkeypatch.setattr(s3mini, "touch", Failing(number))
+    store.create()
+    Path(store.room, "locks", "make").unlink(missing_ok=True)
+    if s3mini.HAS_FLOCK and number == errno.EIO:
+        with pytest.raises(OSError, match="x"):
+            store.create()
+    else:
+        assert not store.create()
+
+
+class Failing:
+    """A call that fails."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __call__(self, *_: object) -> None:
+        raise OSError(self.number, "x")
+
+
+def test_without_flock_who_makes_a_bucket_shares_its_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3mini, "HAS_FLOCK", False)
+    with s3mini.start() as fake:
+        buckets = fake._server.app.buckets
+        section = next(s for s in buckets.config.sections if s.is_pattern)
+        first = buckets.store("not-yet", section)
+
+        assert first is buckets.store("not-yet", section)
+        assert buckets.create("not-yet", fake.access_key)
+        assert first is buckets.open("not-yet")
+
+
 def test_what_bucket_json_cannot_hold_is_refused(world: Server) -> None:
     """It would be read cut off, and no server would start with it."""
     s3 = world.client("test-key", bucket="test-large")
@@ -142,21 +211,28 @@ def test_what_bucket_json_cannot_hold_is_refused(world: Server) -> None:
     assert 200 == s3.head().status
 
 
-def test_the_stores_of_removed_buckets_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stores_of_removed_buckets_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that another process removed; what buckets.ini declares is never dropped."""
     monkeypatch.setattr(s3mini, "CACHED_STORES", 3)
-    with s3mini.start() as fake:
-        buckets, others = (s3mini.Buckets(fake._server.app.config, s3mini.Disk(False))
-                           for _ in range(2))
-        known = buckets._stores, buckets._by_name, others._stores, others._by_name
-        before = [len(stores) for stores in known]
-        for number in range(20):
-            assert buckets.create(f"bucket-{number}", fake.access_key)
-            assert others.grants(f"bucket-{number}", fake.access_key)
-            others.open(f"bucket-{number}")
-            buckets.delete(f"bucket-{number}")
+    (tmp_path / "buckets.ini").write_text(INI.replace("[SERVER]", f"[SERVER]\ndata = {tmp_path}/d"))
+    config = s3mini.load_config(str(tmp_path / "buckets.ini"))
+    buckets, others = (s3mini.Buckets(config, s3mini.Disk(False)) for _ in range(2))
+    for one in (buckets, others):
+        assert [] == one.prepare()
+    for number in range(20):
+        assert buckets.create(f"test-{number}", "test-key")
+        assert others.grants(f"test-{number}", "test-key")
+        others.open(f"test-{number}")
+        buckets.delete(f"test-{number}")
 
-        assert before[:2] == [len(stores) for stores in known[:2]]
-        assert all(len(stores) <= 4 for stores in known)
+    assert {} == buckets._stores
+    assert 3 == len(others._stores)
+    assert {"media", "public", "other"} == buckets._by_name.keys()
+    assert {"media", "public", "other"} < others._by_name.keys()
+    assert len(others._by_name) <= 6
+    assert 3 == len(others._declared_stores)
 
 
 def test_the_rest_of_a_removed_bucket_is_cleaned_at_the_start(serve: Serve) -> None:

@@ -295,6 +295,17 @@ def test_a_healthy_bucket_of_every_shape_has_no_findings(
     assert (0, []) == check("--deep", "--repair")
 
 
+@pytest.mark.parametrize("coding", ["cp1252", "ascii", "utf-8"])
+def test_a_name_that_a_terminal_cannot_show_is_escaped(
+    monkeypatch: pytest.MonkeyPatch, coding: str
+) -> None:
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=coding))
+    shown = s3mini.on_terminal("日本\x1b\udcff.jpg")
+
+    assert shown.encode(coding)
+    assert shown == ("日本" if coding == "utf-8" else "\\u65e5\\u672c") + "\\x1b\\udcff.jpg"
+
+
 def test_a_bucket_restored_without_its_empty_folders_is_checked(
     check: Checker, s3: Client, folder: Path
 ) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable
 
 import pytest
@@ -176,10 +177,22 @@ def test_a_start_is_kept_once_and_not_when_it_is_long(shop: Shop) -> None:
     store = shop.app.buckets.open("media")
     starts = {k: known.starts for (root, k), known in store._entries.items() if root == store.root}
 
-    assert {False, True} == starts["k"].keys()
-    assert starts["k"][False] != starts["k"][True], "one with the checksum"
-    assert starts["page"][False] is starts["page"][True]
+    plain, summed = (False, False), (True, False)
+    assert {plain, summed} == starts["k"].keys()
+    assert starts["k"][plain] != starts["k"][summed], "one with the checksum"
+    assert starts["page"][plain] is starts["page"][summed]
     assert {} == starts["long"] == starts["large"]
+
+
+def test_a_start_is_the_sections_own() -> None:
+    """A bucket may change hands, and its pages are a stranger's then."""
+    entry = s3mini.Entry(1, "e", "e", 1, headers={"content-type": "text/html"})
+    known = s3mini.Known("p", (), 1, 1, entry, {})
+    for html in (True, False, True):
+        for sums in (False, True):
+            section: Any = SimpleNamespace(html=html)
+            start = s3mini.start_of(known, section, sums)
+            assert ("sandbox" in start) == (not html)
 
 
 def test_a_bucket_whose_disk_hangs_holds_up_nobody_else(

@@ -761,6 +761,24 @@ def test_a_part_that_broke_off_leaves_its_place_to_the_next(joined: Joined, quot
     assert (4 if quota else 0) == joined.disk.copied
 
 
+def test_a_count_that_fails_hides_no_error(
+    joined: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined.put(1, b"aaaa")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3mini, "write_number", fail)
+        body = s3mini.Body(io.BytesIO(b"xxx"), s3mini.Promise(length=4))
+        with pytest.raises(s3mini.S3Error, match="length"):
+            joined.store.put_part(joined.upload, 2, body)
+    joined.put(2, b"bbbb")
+
+    assert b"aaaabbbb" == joined.complete(1, 2)
+
+
 def test_a_place_that_a_dead_writer_had_is_not_given_again(joined: Joined) -> None:
     joined.put(1, b"aaaa")
     (joined.folder / "slot-00002").touch()

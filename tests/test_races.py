@@ -279,6 +279,18 @@ def test_a_body_does_not_come_into_another_bucket_of_the_same_name(
     put_object(theirs, "k", b"x", "theirs")
 
 
+def test_tags_do_not_come_into_another_bucket_of_the_same_name(tmp_path: Path) -> None:
+    mine, theirs = (s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False)) for _ in range(2))
+    mine.create(owner="me")
+    other = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    other.destroy()
+    assert theirs.create(owner="they")
+    with pytest.raises(s3mini.S3Error, match="bucket does not exist"):
+        mine.change_about(cors=[{"origins": ["https://evil"]}])
+
+    assert "cors" not in (theirs.about() or {})
+
+
 def test_a_bucket_that_another_process_made_anew_is_used(buckets: s3mini.Buckets) -> None:
     other = s3mini.Buckets(buckets.config, s3mini.Disk(False))
     for number in range(3):
