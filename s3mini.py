@@ -145,6 +145,10 @@ OPEN_LEVELS = 32  # folders, one in the other, that are held open at once      [
 ROUNDS = 8  # attempts of a reader or writer that meets changing folders       [ours]
 MTIME_TICK = 0.05  # seconds within which a folder's mtime may miss a change     [Linux: 4 ms]
 AGAIN_AFTER = 10  # times as long as it takes, a changing folder is listed anew  [ours]
+AT_A_GLANCE = 8  # names of a listing, and if they take longer than                [ours]
+SLOW_SECONDS = 0.0005  # the disk is asked for                            [warm: 0.0001]
+FETCHED = 256  # more of them at once, with                                    [ours]
+FETCHERS = 4  # threads                                                    [measured]
 FEW_NAMES = 64  # a folder with fewer is read anew for each page               [ours]
 CACHED_NAMES = 64 * MIB  # of the names in folders that were listed            [ours]
 NAMES_COST = 600  # bytes that each of them takes besides its names            [measured]
@@ -3694,6 +3698,7 @@ class Cursor:
     def __init__(self, after: str = "", since: float = 0):
         self.after = after
         self.since = since  # when the listing's first page was made, where a later page tells it
+        self.is_slow = False  # whether what is found takes so long as if it came from the disk
 
     def skip(self, prefix: str) -> None:
         """Go behind every key with the prefix."""
@@ -3827,6 +3832,7 @@ class Scan(NamedTuple):
     prefix: str
     open: Callable[[tuple[str, ...]], Folder]  # by the names below the bucket's folder
     find: Callable[[Folder, bool], Optional[Names]]  # the names in a folder, see NamesCache
+    fetch: Callable[[Folder, str], None]  # into the system's memory what a listing says of a file
 
 
 class Level:
@@ -3849,6 +3855,7 @@ class Level:
             self.close()
             raise
         self._at, self._count = bisect_left(self._rows, (self._rest, "")), len(self._rows)
+        self._fetched = 0  # rows
 
     def _read(self) -> Iterator[Row]:
         """The slow twin of scan_names, for folders with escaped names."""
@@ -3888,6 +3895,8 @@ class Level:
         """The next file or folder that may hold wanted keys; None at the end."""
         if self._jumped is not cursor.after:
             self._jump(cursor.after)
+        if cursor.is_slow and self._at >= self._fetched:
+            self._fetch()
         while self._at < self._count:
             piece, name, is_folder, number = self._rows[self._at]
             if not piece.startswith(self._rest):
@@ -3901,6 +3910,32 @@ class Level:
                 if folder:
                     return Item(key, folder, name, is_folder)
         return None
+
+    def _fetch(self) -> None:
+        """Have the disk look for the next files, FETCHERS at once, while it is what takes long.
+
+        Fast path: a page of 1,000 that nobody has read yet takes half as long on an SSD.
+        """
+        self._fetched = min(self._at + FETCHED, self._count)
+        rows = [self._rows[at] for at in range(self._at, self._fetched)]
+        folder = self._open(rows[0].number) if rows else None
+        if not folder:
+            return
+        names = [row.name for row in rows if not row.is_folder and row.number == self._number]
+
+        def fetch(names: list[str]) -> None:
+            for name in names:
+                self._scan.fetch(folder, name)
+
+        threads = [threading.Thread(target=fetch, args=(names[number::FETCHERS],), daemon=True)
+                   for number in range(min(FETCHERS, len(names)))]
+        started = []
+        with contextlib.suppress(RuntimeError):  # so many threads are there: then without
+            for thread in threads:
+                thread.start()
+                started.append(thread)
+        for thread in started:
+            thread.join()
 
     def _jump(self, after: str) -> None:
         """Go to the first row that holds a key greater than `after`."""
@@ -5388,7 +5423,8 @@ class Store:
             return self._names.find(folder, is_root, cursor.since)
 
         try:
-            levels = [Level(Scan(prefix, self.folder, find), self.folder(names), names, base)]
+            scan = Scan(prefix, self.folder, find, self._fetch)
+            levels = [Level(scan, self.folder(names), names, base)]
         except GONE:
             return
         last = None
@@ -5455,6 +5491,12 @@ class Store:
             return listed_of(data, item.key, info) or self.peek(item)
         except (OSError, S3Error):  # which peek will tell, or know better
             return self.peek(item)
+
+    def _fetch(self, folder: Folder, name: str) -> None:
+        """What glance reads, read by another thread before it."""
+        with contextlib.suppress(OSError, S3Error):  # the glance that comes will tell
+            folder.stat(name)
+            self._sidecar_data(folder, f".{name}{SIDECAR}")
 
     def peek(self, item: Item) -> Optional[Entry]:
         """The entry of a listed object, or None when it is gone by now.
@@ -6845,7 +6887,11 @@ def list_page(store: Store, prefix: str, delimiter: str, cursor: Cursor, limit: 
     page, last = Page(), ""
     if limit == 0:
         return page
-    for item in store.scan(prefix, cursor, delimiter):
+    began = time.perf_counter()
+    for number, item in enumerate(store.scan(prefix, cursor, delimiter), 1):
+        if number % AT_A_GLANCE == 0:
+            now = time.perf_counter()
+            cursor.is_slow, began = now - began > SLOW_SECONDS, now
         if item.key <= cursor.after:
             continue
         common = common_prefix(item.key, prefix, delimiter) if delimiter else ""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 import pytest
 from conftest import Server
+from powercut import put
 from signing_client import Client, Reply
+
+import s3mini
 
 NAMESPACE = "{http://s3.amazonaws.com/doc/2006-03-01/}"
 
@@ -363,6 +368,44 @@ def test_boto3_pages_through_odd_keys(s3: Client, boto: Any) -> None:
             Bucket=s3.bucket, PaginationConfig={"PageSize": 2}
         )
         assert keys == [item["Key"] for page in pages for item in page["Contents"]]
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_of_a_slow_disk_several_files_are_asked_for_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: bool
+) -> None:
+    """And the page is the same: with folders, names that are escaped, and a file that goes."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    keys = [f"{folder}k{number:03}" for folder in ("", "a/", "b/%/") for number in range(100)]
+    for key in keys:
+        put(store, key, b"x", "n")
+    store._entries.clear()
+    plain = s3mini.list_page(store, "", "", s3mini.Cursor(), 1000)
+    real, lock, at_once, most = s3mini.Store._sidecar_data, threading.Lock(), [0], [0]
+
+    def read(store: s3mini.Store, folder: s3mini.Folder, name: str) -> bytes:
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        time.sleep(0.001)
+        if name.startswith(".k050") and threading.current_thread() is not threading.main_thread():
+            raise s3mini.S3Error("AccessDenied")
+        with lock:
+            at_once[0] -= 1
+        return real(store, folder, name)
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(s3mini.Store, "_sidecar_data", read)
+    if not starts:
+        monkeypatch.setattr(threading.Thread, "start", start)
+    page = s3mini.list_page(store, "", "", s3mini.Cursor(), 1000)
+
+    assert sorted(keys) == [key for key, _ in page.objects]
+    assert plain.objects == page.objects
+    assert most[0] >= 3 if starts else most[0] == 1
 
 
 def test_a_later_page_shows_what_came_meanwhile_soon(s3: Client) -> None:
