@@ -145,9 +145,8 @@ OPEN_LEVELS = 32  # folders, one in the other, that are held open at once      [
 ROUNDS = 8  # attempts of a reader or writer that meets changing folders       [ours]
 MTIME_TICK = 0.05  # seconds within which a folder's mtime may miss a change     [Linux: 4 ms]
 AGAIN_AFTER = 10  # times as long as it takes, a changing folder is listed anew  [ours]
-AT_A_GLANCE = 8  # names of a listing, and if they take longer than                [ours]
-SLOW_SECONDS = 0.0005  # the disk is asked for                            [warm: 0.0001]
-FETCHED = 256  # more of them at once, with                                    [ours]
+AT_A_GLANCE = 8  # names of a listing, and if the disk is read for them           [ours]
+FETCHED = 256  # more of them are fetched, with                                [ours]
 FETCHERS = 4  # threads                                                    [measured]
 FEW_NAMES = 64  # a folder with fewer is read anew for each page               [ours]
 CACHED_NAMES = 64 * MIB  # of the names in folders that were listed            [ours]
@@ -3698,7 +3697,7 @@ class Cursor:
     def __init__(self, after: str = "", since: float = 0):
         self.after = after
         self.since = since  # when the listing's first page was made, where a later page tells it
-        self.is_slow = False  # whether what is found takes so long as if it came from the disk
+        self.to_fetch = 0  # files that are still wanted, where they come from the disk
 
     def skip(self, prefix: str) -> None:
         """Go behind every key with the prefix."""
@@ -3832,7 +3831,7 @@ class Scan(NamedTuple):
     prefix: str
     open: Callable[[tuple[str, ...]], Folder]  # by the names below the bucket's folder
     find: Callable[[Folder, bool], Optional[Names]]  # the names in a folder, see NamesCache
-    fetch: Callable[[Folder, str], None]  # into the system's memory what a listing says of a file
+    fetch: Callable[[Folder, str, str], None]  # have the disk read what a listing says of a file
 
 
 class Level:
@@ -3895,8 +3894,8 @@ class Level:
         """The next file or folder that may hold wanted keys; None at the end."""
         if self._jumped is not cursor.after:
             self._jump(cursor.after)
-        if cursor.is_slow and self._at >= self._fetched:
-            self._fetch()
+        if cursor.to_fetch and self._at >= self._fetched:
+            self._fetch(cursor.to_fetch)
         while self._at < self._count:
             piece, name, is_folder, number = self._rows[self._at]
             if not piece.startswith(self._rest):
@@ -3911,24 +3910,26 @@ class Level:
                     return Item(key, folder, name, is_folder)
         return None
 
-    def _fetch(self) -> None:
-        """Have the disk look for the next files, FETCHERS at once, while it is what takes long.
+    def _fetch(self, wanted: int) -> None:
+        """Have the disk look for the next files, FETCHERS at once.
 
         Fast path: a page of 1,000 that nobody has read yet takes half as long on an SSD.
         """
-        self._fetched = min(self._at + FETCHED, self._count)
+        last = bisect_left(self._rows, (self._rest + LAST, ""))
+        self._fetched = min(self._at + min(wanted, FETCHED), last)
         rows = [self._rows[at] for at in range(self._at, self._fetched)]
-        folder = self._open(rows[0].number) if rows else None
+        folder = self._open(rows[0].number) if len(rows) >= 2 * FETCHERS else None
         if not folder:
             return
-        names = [row.name for row in rows if not row.is_folder and row.number == self._number]
+        found = [(row.name, self.base + row.piece) for row in rows
+                 if not row.is_folder and row.number == self._number]
 
-        def fetch(names: list[str]) -> None:
-            for name in names:
-                self._scan.fetch(folder, name)
+        def fetch(found: list[tuple[str, str]]) -> None:
+            for name, key in found:
+                self._scan.fetch(folder, name, key)
 
-        threads = [threading.Thread(target=fetch, args=(names[number::FETCHERS],), daemon=True)
-                   for number in range(min(FETCHERS, len(names)))]
+        threads = [threading.Thread(target=fetch, args=(found[number::FETCHERS],), daemon=True)
+                   for number in range(FETCHERS)]
         started = []
         with contextlib.suppress(RuntimeError):  # so many threads are there: then without
             for thread in threads:
@@ -4987,6 +4988,15 @@ class Store:
             known = found.entry._replace(mtime_ns=version.entry.mtime_ns, ino=version.entry.ino)
             return known == version.entry and is_at(found.fd, version.path)
 
+    def _replace_part(self, folder: Folder, staged: Staged, name: str, lost: int) -> None:
+        """The part into its place, and `lost` bytes of the one before noted, or neither."""
+        self._lose(folder, lost)
+        try:
+            staged.rename(folder, name)
+        except BaseException:
+            self._lose(folder, -lost)
+            raise
+
     @contextlib.contextmanager
     def _lost_on_error(self, upload: Upload, staged: Staged, body: Body) -> Iterator[None]:
         """What fails in its place leaves its bytes there until the upload ends: the quota counts
@@ -5492,11 +5502,12 @@ class Store:
         except (OSError, S3Error):  # which peek will tell, or know better
             return self.peek(item)
 
-    def _fetch(self, folder: Folder, name: str) -> None:
+    def _fetch(self, folder: Folder, name: str, key: str) -> None:
         """What glance reads, read by another thread before it."""
         with contextlib.suppress(OSError, S3Error):  # the glance that comes will tell
-            folder.stat(name)
-            self._sidecar_data(folder, f".{name}{SIDECAR}")
+            known, info = self._entries.get((self.root, key)), folder.stat(name)
+            if not known or not known.fits(info):
+                self._sidecar_data(folder, f".{name}{SIDECAR}")
 
     def peek(self, item: Item) -> Optional[Entry]:
         """The entry of a listed object, or None when it is gone by now.
@@ -5596,11 +5607,9 @@ class Store:
                 self.check_free(0)
                 self.charge(change)
                 try:
-                    self._lose(folder, lost)
-                    staged.rename(folder, name)
+                    self._replace_part(folder, staged, name, lost)
                 except BaseException:
                     self.charge(-change)
-                    self._lose(folder, -lost)
                     raise
                 self.disk.sync_folder(folder)
                 for part in old:
@@ -6882,16 +6891,27 @@ class Page:
         self.is_truncated = False
 
 
+def disk_reads() -> int:
+    """How often this thread has waited for a disk to read; 0 where nobody counts that."""
+    try:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
+    except (ImportError, AttributeError):
+        return 0
+
+
 def list_page(store: Store, prefix: str, delimiter: str, cursor: Cursor, limit: int) -> Page:
     """Keys in byte order, those with the delimiter behind the prefix folded, each prefix once."""
     page, last = Page(), ""
     if limit == 0:
         return page
-    began = time.perf_counter()
+    read = disk_reads()
     for number, item in enumerate(store.scan(prefix, cursor, delimiter), 1):
-        if number % AT_A_GLANCE == 0:
-            now = time.perf_counter()
-            cursor.is_slow, began = now - began > SLOW_SECONDS, now
+        if number % AT_A_GLANCE == 0 and delimiter in ("", "/"):  # others skip most of the files
+            before, read = read, disk_reads()
+            wanted = limit + 1 - len(page.objects) - len(page.prefixes)
+            cursor.to_fetch = wanted if read > before else 0
         if item.key <= cursor.after:
             continue
         common = common_prefix(item.key, prefix, delimiter) if delimiter else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -399,6 +400,7 @@ def test_of_a_slow_disk_several_files_are_asked_for_at_once(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(s3mini.Store, "_sidecar_data", read)
+    monkeypatch.setattr(s3mini, "disk_reads", itertools.count().__next__)
     if not starts:
         monkeypatch.setattr(threading.Thread, "start", start)
     page = s3mini.list_page(store, "", "", s3mini.Cursor(), 1000)
@@ -406,6 +408,35 @@ def test_of_a_slow_disk_several_files_are_asked_for_at_once(
     assert sorted(keys) == [key for key, _ in page.objects]
     assert plain.objects == page.objects
     assert most[0] >= 3 if starts else most[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "limit", "most"),
+    [(("", ""), 1000, 300), (("", ""), 9, 10), (("k00", ""), 1000, 10), (("", "0"), 1000, 0),
+     (("one/", ""), 1000, 0), (("", "/"), 1000, 100)],
+)
+def test_no_more_is_fetched_than_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: tuple[str, str], limit: int, most: int
+) -> None:
+    """Each file once, none behind the page's end or without its prefix, and not for a few."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    for key in [f"{folder}k{number:03}" for folder in ("", "a/", "b/") for number in range(100)]:
+        put(store, key, b"x", "n")
+    for number in range(50):
+        put(store, f"one/{number}/k", b"x", "n")
+    fetched: list[str] = []
+    monkeypatch.setattr(s3mini.Store, "_fetch", lambda _, folder, name, key: fetched.append(key))
+    monkeypatch.setattr(s3mini, "disk_reads", itertools.count().__next__)
+    s3mini.list_page(store, *query, s3mini.Cursor(), limit)
+
+    assert len(fetched) == len(set(fetched)) <= most
+    assert all(key.startswith(query[0]) for key in fetched)
+    assert most < 100 or len(fetched) > most // 2
+    fetched.clear()
+    monkeypatch.setattr(s3mini, "disk_reads", lambda: 7)
+    s3mini.list_page(store, *query, s3mini.Cursor(), limit)
+    assert [] == fetched
 
 
 def test_a_later_page_shows_what_came_meanwhile_soon(s3: Client) -> None:

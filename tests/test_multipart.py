@@ -779,6 +779,31 @@ def test_a_count_that_fails_hides_no_error(
     assert b"aaaabbbb" == joined.complete(1, 2)
 
 
+def test_a_count_that_fails_takes_nothing_out(
+    joined: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        joined.put(number, b"aaaa")
+    joined.put(1, b"bbbb")
+    real, calls = joined.store._lose, []
+
+    def fail_once(folder: s3mini.Folder, size: int) -> None:
+        calls.append(size)
+        if len(calls) == 1:
+            raise OSError(errno.EMFILE, "no more files")
+        real(folder, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(joined.store, "_lose", fail_once)
+        with pytest.raises(OSError, match="no more"):
+            joined.put(2, b"cccc")
+    joined.put(2, b"cccc")
+    joined.store.abort_upload(joined.upload)
+
+    with joined.store._usage() as fd:
+        assert 0 == s3mini.read_number(fd)
+
+
 def test_a_place_that_a_dead_writer_had_is_not_given_again(joined: Joined) -> None:
     joined.put(1, b"aaaa")
     (joined.folder / "slot-00002").touch()
