@@ -2982,6 +2982,7 @@ O_NOFOLLOW, O_NONBLOCK = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK",
 O_DIRECTORY, O_CLOEXEC = getattr(os, "O_DIRECTORY", 0), getattr(os, "O_CLOEXEC", 0)
 HAS_DIR_FD = os.open in os.supports_dir_fd and O_DIRECTORY != 0
 READ_FLAGS = os.O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_BINARY
+CHANGE_FLAGS = os.O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_BINARY
 GONE = (FileNotFoundError, NotADirectoryError)  # a folder that was pruned, or is a link by now
 LINK_ERRORS = (errno.ELOOP, errno.EMLINK)  # what O_NOFOLLOW answers on Linux, on BSD
 
@@ -3119,7 +3120,7 @@ class Disk:
         return f"{self._run}-{next(self._spares):x}"
 
     def create(self, path: str) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | O_NOFOLLOW | O_CLOEXEC | O_BINARY
+        flags = CHANGE_FLAGS | os.O_CREAT | os.O_EXCL
         return os.open(path, flags, 0o640)
 
     def reserve(self, fd: int, size: int) -> None:
@@ -3656,8 +3657,7 @@ def open_locked(path: str, may_wait: bool = True, may_make: bool = True) -> int:
     FileNotFoundError where it is not there and may not be made.
     """
     while True:
-        fd = os.open(path, os.O_RDWR | (os.O_CREAT if may_make else 0) | O_NOFOLLOW | O_CLOEXEC,
-                     0o640)
+        fd = os.open(path, CHANGE_FLAGS | (os.O_CREAT if may_make else 0), 0o640)
         try:
             if may_wait:
                 TURNS.wait_for(fcntl.flock, fd, fcntl.LOCK_EX)
@@ -3672,7 +3672,7 @@ def open_locked(path: str, may_wait: bool = True, may_make: bool = True) -> int:
 
 
 def touch(path: str) -> None:
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0o640))
+    os.close(os.open(path, CHANGE_FLAGS | os.O_CREAT, 0o640))
 
 
 @contextlib.contextmanager
@@ -4363,7 +4363,7 @@ class Store:
         """The file with the number of bytes held and the time of counting, open and locked."""
         path = os.path.join(self.room, "usage")
         with locked_file(path) if HAS_FLOCK else self._usage_lock:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_BINARY, 0o640)
+            fd = os.open(path, CHANGE_FLAGS | os.O_CREAT, 0o640)
             try:
                 yield fd
             finally:
@@ -4680,7 +4680,7 @@ class Store:
             with self._thread_locks[number]:
                 yield
             return
-        fd = self._open_lock(self._lock_file(number), not TURNS.in_front)
+        fd = self._open_lock(self._lock_file(number))
         try:
             yield
         finally:
@@ -4689,11 +4689,12 @@ class Store:
     def _lock_file(self, number: int) -> str:
         return f"{self._lock_files}/{LOCK_NAMES[number]}"
 
-    def _open_lock(self, path: str, may_wait: bool) -> int:
+    def _open_lock(self, path: str) -> int:
         """A lock's file, locked; it is made when it is first needed.
 
         Where the disk is too full for that, to make one is the lock: nobody else can meanwhile.
         """
+        may_wait = not TURNS.in_front
         while True:
             with contextlib.suppress(FileNotFoundError):
                 return open_locked(path, may_wait, may_make=False)
@@ -4712,16 +4713,16 @@ class Store:
         """Some locks, the lower first. Each is made before one is held: who has one must not wait
         to make another. Raises FileNotFoundError where the bucket is made anew meanwhile.
         """
+        paths = [self._lock_file(number) for number in numbers] if HAS_FLOCK else []
+        for path in paths:
+            if not os.path.exists(path):
+                with locked_file(self._maker):
+                    touch(path)
         with contextlib.ExitStack() as locks:
-            if not HAS_FLOCK:
-                for number in numbers:
-                    locks.enter_context(self._thread_locks[number])
-            for path in map(self._lock_file, numbers if HAS_FLOCK else ()):
-                if not os.path.exists(path):
-                    with locked_file(self._maker):
-                        touch(path)
-            for path in map(self._lock_file, numbers if HAS_FLOCK else ()):
+            for path in paths:
                 locks.callback(os.close, open_locked(path, may_make=False))
+            for number in numbers if not HAS_FLOCK else ():
+                locks.enter_context(self._thread_locks[number])
             self._check_here()
             yield
 
@@ -5015,8 +5016,7 @@ class Store:
     def _lose(self, folder: Folder, size: int) -> None:
         """Note bytes in the whole that are no part's. The upload's lock is held."""
         if self.quota and size:
-            fd = os.open(f"{folder.path}/{LOST}", os.O_RDWR | os.O_CREAT | O_NOFOLLOW | O_CLOEXEC,
-                         0o640)
+            fd = os.open(f"{folder.path}/{LOST}", CHANGE_FLAGS | os.O_CREAT, 0o640)
             try:
                 write_number(fd, max(0, read_number(fd) + size))
             finally:
@@ -5665,7 +5665,7 @@ class Store:
         """
         if not self._slot_size(folder.path):
             raise FileNotFoundError(errno.ENOENT, "no places here", folder.path)
-        fd = os.open(f"{folder.path}/{SLOTS}", os.O_RDWR | O_NOFOLLOW | O_CLOEXEC)
+        fd = os.open(f"{folder.path}/{SLOTS}", CHANGE_FLAGS)
         try:
             self.disk.truncate(fd, 0)
         finally:
@@ -5674,7 +5674,7 @@ class Store:
     def _open_whole(self, path: str, exclusive: bool) -> int:
         """Raises BlockingIOError while it is in use, FileNotFoundError once it is an object."""
         whole = f"{path}/{WHOLE}"
-        fd = os.open(whole, os.O_RDWR | O_NOFOLLOW | O_CLOEXEC)
+        fd = os.open(whole, CHANGE_FLAGS)
         with closed_on_error(fd):
             fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             if os.fstat(fd).st_nlink != 1 or not is_at(fd, whole):
