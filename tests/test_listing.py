@@ -371,6 +371,32 @@ def test_boto3_pages_through_odd_keys(s3: Client, boto: Any) -> None:
         assert keys == [item["Key"] for page in pages for item in page["Contents"]]
 
 
+def test_a_listing_made_again_says_what_one_made_for_the_first_time_says(tmp_path: Path) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    for number in range(200):
+        put(store, f"k{number:03}", b"x", "n")
+
+    def listed(store: s3mini.Store) -> list[tuple[str, tuple[Any, ...]]]:
+        store._entries.clear()
+        page = s3mini.list_page(store, "", "", s3mini.Cursor(), 1000)
+        return [(k, (e.size, e.etag, e.modified, tuple(e.checksums))) for k, e in page.objects]
+
+    before = listed(store)
+    put(store, "k001", b"y", "n")
+    store.delete("k002", s3mini.no_check)
+    store.update("k003", lambda old: old._replace(modified=7), s3mini.no_check)
+    (tmp_path / "b/k004").write_bytes(b"by hand")
+    (tmp_path / "b/k005").rename(tmp_path / "b/renamed")
+    store.rename("k006", "k007", lambda old: None, s3mini.no_check)
+    again = listed(store)
+
+    assert listed(s3mini.Store(store.root, store.disk)) == again
+    assert again == listed(store)
+    assert {"k001", "k002", "k003", "k004", "k005", "k006", "renamed"} == {
+        key for key, _ in set(before) ^ set(again)}
+
+
 @pytest.mark.parametrize("starts", [True, False])
 def test_of_a_slow_disk_several_files_are_asked_for_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: bool
@@ -381,8 +407,9 @@ def test_of_a_slow_disk_several_files_are_asked_for_at_once(
     keys = [f"{folder}k{number:03}" for folder in ("", "a/", "b/%/") for number in range(100)]
     for key in keys:
         put(store, key, b"x", "n")
+    fresh = s3mini.Store(store.root, store.disk)
+    plain = s3mini.list_page(fresh, "", "", s3mini.Cursor(), 1000)
     store._entries.clear()
-    plain = s3mini.list_page(store, "", "", s3mini.Cursor(), 1000)
     real, lock, at_once, most = s3mini.Store._sidecar_data, threading.Lock(), [0], [0]
 
     def read(store: s3mini.Store, folder: s3mini.Folder, name: str) -> bytes:
