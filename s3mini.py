@@ -741,7 +741,7 @@ class IniReader:
 
     def without_value(self, line: int) -> str:
         """What is wrong with a line that is no option = value; shown only if it is no secret."""
-        word = self.text.splitlines()[line - 1].split()[0]
+        word = self.text.split("\n")[line - 1].strip().partition(" ")[0]
         if word.lower() in {option.name for option in OPTIONS}:
             return f"{word} has no value; write {word} = and the value"
         return "neither [section] nor option = value; write one of them"
@@ -762,7 +762,7 @@ class IniReader:
         """
         section = self.home(section, option)
         here, found, indent, in_value = "", 1, 0, False
-        for number, line in enumerate(self.text.splitlines(), 1):
+        for number, line in enumerate(self.text.split("\n"), 1):
             text = line.strip()
             if not text or text[0] in "#;":
                 in_value = False
@@ -2572,7 +2572,7 @@ class FormReader:
 
         Raises MalformedPOSTRequest, MaxPostPreDataLengthExceeded, InvalidArgument.
         """
-        if self._until(self._end, 0):
+        if self._until(self._end, MAX_LINE):
             raise S3Error("MalformedPOSTRequest")
         size = 0  # bytes of names and values
         while True:
@@ -2893,6 +2893,7 @@ class Sidecar(NamedTuple):
 
 ENTRY_TYPES = {name: type(value) for name, value in Entry(0, "", "", 0)._asdict().items()}
 IN_ORDER = tuple(ENTRY_TYPES.values())
+PART_LINE = re.compile(r"[0-9]{1,13} [0-9a-f]{32}(?: [!-~]+)?")
 
 
 def parse_entry(value: object) -> Entry:
@@ -2908,6 +2909,10 @@ def parse_entry(value: object) -> Entry:
               *entry.checksums.values(), *entry.parts)
     if not {str}.issuperset(map(type, inside)):
         raise ValueError("a value inside of another type")
+    if not all(map(PART_LINE.fullmatch, entry.parts)):
+        raise ValueError("a part that is none")
+    if abs(entry.modified) >= 1 << 38:
+        raise ValueError("a time that is none")
     return entry
 
 
@@ -3304,7 +3309,6 @@ class Staged:
 
     def fill(self, body: Body, check_size: Callable[[int], None]) -> None:
         """`check_size` is asked now and then by a body that did not say how long it is."""
-        self.reserve(body.length or 0)
         begun = 0  # bytes that are on their way to the disk
         while data := body.read():
             self.disk.write(self.fd, data)
@@ -3401,9 +3405,6 @@ class Slot(Staged):
         os.lseek(fd, offset + size - 1, os.SEEK_SET)
         disk.write(fd, b"\0")
         os.lseek(fd, offset, os.SEEK_SET)
-
-    def reserve(self, size: int) -> None:
-        """Nothing: others write to this file."""
 
     def rename(self, folder: Folder, name: str) -> None:
         """An empty file says that the part is there. The claim stays: nobody else gets the place.
@@ -4432,8 +4433,8 @@ class Store:
     def _usage(self) -> Iterator[int]:
         """The file with the number of bytes held and the time of counting, open and locked."""
         path = os.path.join(self.room, "usage")
-        with locked_file(path) if HAS_FLOCK else self._usage_lock:
-            fd = os.open(path, CHANGE_FLAGS | os.O_CREAT, 0o640)
+        with contextlib.nullcontext() if HAS_FLOCK else self._usage_lock:
+            fd = open_locked(path)
             try:
                 yield fd
             finally:
@@ -4538,11 +4539,6 @@ class Store:
             return Found(known.entry, -1, data) if len(data) == known.entry.size else None
         finally:
             os.close(fd)
-
-    def knows(self, key: str, limit: int) -> bool:
-        """Whether the object is in memory, and no larger; no promise that it is still there."""
-        known = self._entries.get((self.root, key))
-        return known is not None and known.entry.size <= limit
 
     def _open_slowly(self, key: str) -> Found:
         """Folder by folder, and again while writers are at it."""
@@ -5497,7 +5493,7 @@ class Store:
         With delimiter "/" a folder that holds anything is one Item, not walked.
         """
         base = prefix[: prefix.rfind("/") + 1]
-        names = tuple(n for s in base.split("/")[:-1] for n in escape_segment(s))
+        names = tuple(names_of_key(base)[:-1])
 
         def find(folder: Folder, is_root: bool) -> Optional[Names]:
             return self._names.find(folder, is_root, cursor.since)
@@ -5505,7 +5501,7 @@ class Store:
         try:
             scan = Scan(prefix, self.folder, find, self._fetch)
             levels = [Level(scan, self.folder(names), names, base)]
-        except GONE:
+        except (*GONE, PermissionError):  # as in Level.enter
             return
         last = None
         try:
@@ -5904,6 +5900,7 @@ FINDINGS = {  # kind: what it means, and what --repair does
     "no-key": "a file whose name no key maps to: S3 does not see it; rename it",
     "shadowed": "NAME% beside NAME, which S3 sees alone; move one of them",
     "unreadable": "the server's user may not read it; change its owner or mode",
+    "broken": "the disk cannot read it; restore it from a backup",
 }
 
 
@@ -5947,12 +5944,16 @@ class Inspector:
 
     def _versions(self) -> Iterator[Finding]:
         for version in self.store.versions():
-            with contextlib.suppress(FileNotFoundError):  # it was too old by now
-                with open(os.open(version.path, READ_FLAGS), "rb") as file:
-                    self.progress(0, version.entry.size)
-                    if any(version.entry.spans()) and not version.entry.describes(file.fileno()):
-                        name = os.path.relpath(version.path, self.store.root)
-                        yield Finding("damaged", name, f"a version of {version.key}", False)
+            name, of = os.path.relpath(version.path, self.store.root), f"a version of {version.key}"
+            self.progress(0, version.entry.size)
+            try:
+                version.check()
+            except FileNotFoundError:
+                pass  # it was too old by now
+            except S3Error:
+                yield Finding("damaged", name, of, False)
+            except OSError as why:
+                yield Finding("broken", name, f"{of}: {why.strerror}", False)
 
     def _temp_files(self, before: set[str]) -> Iterator[Finding]:
         """Those that are there still and that nobody holds: a sidecar on its way has no lock."""
@@ -5984,6 +5985,8 @@ class Inspector:
                 if why.code != "AccessDenied":
                     raise
                 yield Finding("unreadable", "/".join((*names, name)), "", False)
+            except OSError as why:
+                yield Finding("broken", "/".join((*names, name)), str(why.strerror), False)
             if name != "%" and name.endswith("%") and name[:-1] in files:
                 yield Finding("shadowed", "/".join((*names, name)), "", False)
         for name in sorted(sidecars - {Place(folder, n, -1).sidecar for n in files}):
@@ -6213,7 +6216,6 @@ class Buckets:
         self.keyring = Keyring(config.secrets, config.hosts, config.domain)
         self._declared_stores: dict[tuple[str, str], Store] = {}
         self._stores: dict[tuple[str, str], Store] = {}  # of the others, not all of them
-        self._by_name: dict[str, Store] = {}  # the latest of each
         self._memory = Memory()
         declared = {s.pattern: config.sections_of(s.pattern) for s in config.sections
                     if not s.is_pattern}
@@ -6266,7 +6268,7 @@ class Buckets:
         if known and (not section or known.is_current):  # without one nobody writes
             return known
         stores.pop(key, None)
-        root = section.path if section and section.path else os.path.join(self.config.data, name)
+        root = self._root(name)
         if not section:
             store = Store(root, self.disk, keep=FOREVER,  # its section may come back
                           memory=self._memory)
@@ -6279,18 +6281,20 @@ class Buckets:
             is_there = True
         if not is_there:
             return store
-        self._by_name[name] = store = stores.setdefault(key, store)
-        if HAS_FLOCK and len(self._stores) > CACHED_STORES:
+        store = stores.setdefault(key, store)
+        if HAS_FLOCK:
             drop_oldest(self._stores, CACHED_STORES)
-            kept = {made for made, _ in list(self._stores)}.union(self._declared)
-            for gone in set(self._by_name) - kept:
-                self._by_name.pop(gone, None)
         return store
 
     def knows(self, name: str, key: str, limit: int) -> bool:
         """Whether an object is in memory, and no larger; no promise that it is still there."""
-        store = self._by_name.get(name)
-        return store is not None and store.knows(key, limit)
+        known = self._memory.entries.get((self._root(name), key))
+        return known is not None and known.entry.size <= limit
+
+    def _root(self, name: str) -> str:
+        """The bucket's folder, whether or not it is there."""
+        path = self._declared[name][0].path if name in self._declared else ""
+        return path or os.path.join(self.config.data, name)
 
     def open(self, name: str) -> Store:
         """The store of a bucket that there is. Raises NoSuchBucket."""
@@ -6361,7 +6365,6 @@ class Buckets:
         if name in self._declared:
             raise S3Error("AccessDenied", "The bucket is declared in buckets.ini: remove it there.")
         self.open(name).destroy()
-        self._by_name.pop(name, None)
         for known in [known for known in list(self._stores) if known[0] == name]:
             self._stores.pop(known, None)
 
@@ -6731,13 +6734,7 @@ def check_delete_grant(req: Request, key: str) -> None:
 
 def check_delete(headers: Mapping[str, str], key: str, old: Optional[Entry]) -> None:
     """Raises PreconditionFailed, NoSuchKey. [AWS: DeleteObject]"""
-    if "if-match" in headers and not old:
-        raise S3Error("NoSuchKey", Key=key)
-    if old and "if-match" in headers and not etag_matches(headers["if-match"], old.etag):
-        raise S3Error("PreconditionFailed", Condition="If-Match")
-    if old and "if-none-match" in headers and etag_matches(headers["if-none-match"], old.etag):
-        raise S3Error("PreconditionFailed", Condition="If-None-Match")
-    check_unmodified(headers, old)
+    check_write_conditions(headers, old, key)
     size, date = (
         headers.get("x-amz-if-match-size"),
         headers.get("x-amz-if-match-last-modified-time"),
@@ -7965,7 +7962,8 @@ def parse_cors(data: bytes) -> list[dict[str, Any]]:
             raise S3Error("InvalidRequest", "A CORS rule has no control characters.")
         rules.append({"origins": texts["AllowedOrigin"], "methods": texts["AllowedMethod"],
                       "headers": texts["AllowedHeader"], "expose": texts["ExposeHeader"],
-                      "max_age": int(age[:9]) if age else None, "id": node.get("ID")[:255]})
+                      "max_age": min(int(age[:18]), 2**31 - 1) if age else None,
+                      "id": node.get("ID")[:255]})
     if not 1 <= len(rules) <= 100:
         raise S3Error("MalformedXML", "A CORS configuration has 1 to 100 rules.")
     return rules
@@ -8311,8 +8309,10 @@ class Failures:
 
     def add(self, address: str, now: float) -> None:
         party = party_of(address)
+        level = self._level(party, now)
+        self._counts.pop(party, None)  # it goes to the end: the first is who was quiet longest
         drop_oldest(self._counts, MAX_ADDRESSES - 1)
-        self._counts[party] = (self._level(party, now) + 1, now)
+        self._counts[party] = (level + 1, now)
 
     def check(self, address: str, now: float) -> None:
         """Raises SlowDown."""
@@ -8399,13 +8399,16 @@ class App:
         """
         if head.query_text and not SELECTORS.isdisjoint(head.query):
             return False
-        if head.method not in ("GET", "HEAD"):
-            return (head.method in ("PUT", "DELETE") and not self.buckets.disk.durable
-                    and size <= SMALL and LONGER_WRITES.isdisjoint(head.headers))
+        is_write = head.method not in ("GET", "HEAD")
+        if is_write and self.buckets.disk.durable:
+            return False
         try:
             bucket, key, _ = self.split_target(head)
         except S3Error:
             return False
+        if is_write:
+            return (head.method in ("PUT", "DELETE") and key != "" and size <= SMALL
+                    and LONGER_WRITES.isdisjoint(head.headers))
         limit = MAX_OBJECT if head.method == "HEAD" else SMALL
         return size == 0 and self.buckets.knows(bucket, key, limit)
 
@@ -8985,7 +8988,9 @@ class Connection:
             if self.server.log or answer.trouble:
                 self.log(head, answer, now, began, sent)
         if source and not keep:
-            self.linger()
+            if self.stream.waits:
+                return self.linger()
+            self._pending = self.linger  # a thread's: the front waits for nobody
         return keep
 
     def refuse(self, why: S3Error, request_id: str) -> bool:
@@ -9084,12 +9089,13 @@ class Connection:
             pass
         return False
 
-    def linger(self) -> None:
+    def linger(self) -> bool:
         """Read on a while before closing: a reset would eat the answer on its way."""
         self.stream.continue_due = False
         with contextlib.suppress(OSError, Disconnected):
             self.stream.shutdown(socket.SHUT_WR)
             self.drain(self.stream, DRAIN_BYTES)
+        return False
 
     def log(self, head: Head, answer: Answer, now: float, began: float, sent: int) -> None:
         if answer.trouble:
@@ -9418,8 +9424,8 @@ class Server(http.server.ThreadingHTTPServer):
         try:
             self.process_request(connection.sock, connection)
         except RuntimeError:  # no thread to be had
-            self.connections.discard(connection)
             self.turn_away(connection.sock)
+            self.close(connection)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """A connection, in a thread of its own, until it ends or is idle.
@@ -9506,7 +9512,8 @@ def tls_context(config: Config) -> Any:
 
 def open_listeners(addresses: tuple[str, ...]) -> list[socket.socket]:
     """Listening sockets; systemd's, when it passes some. Raises ConfigError."""
-    passed = int(os.environ.get("LISTEN_FDS", "0") or 0)
+    told = os.environ.get("LISTEN_FDS", "")
+    passed = int(told) if re.fullmatch("[0-9]{1,3}", told) else 0
     if passed and os.environ.get("LISTEN_PID", str(os.getpid())) == str(os.getpid()):
         return [socket.socket(fileno=3 + n) for n in range(passed)]
     return [open_listener(address) for address in addresses]
@@ -9638,7 +9645,7 @@ class Master:
         while not self.stopping:
             for slot in set(range(self.count)) - {slot for slot, _ in self.workers.values()}:
                 self._start(slot)
-            self._wait(TIDY_SECONDS)
+            self._wait(TIDY_SECONDS if len(self.workers) == self.count else 1)
             if time.monotonic() > next_tidy:
                 tidy(self.config)
                 next_tidy = time.monotonic() + TIDY_SECONDS
@@ -9665,9 +9672,14 @@ class Master:
         """Fork a worker. Signals wait until it has its own handlers."""
         signals = {signal.SIGTERM, signal.SIGINT}
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as why:  # no memory or no processes: there may be a moment later
+            sys.stderr.write(f"s3mini: cannot start a worker: {why.strerror}; trying again\n")
+            pid = -1
         if pid:
-            self.workers[pid] = slot, time.monotonic()
+            if pid > 0:
+                self.workers[pid] = slot, time.monotonic()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
             return
         status = 1
@@ -9787,7 +9799,7 @@ def run(config: Config, greeting: str = "") -> int:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         troubles = Buckets(config, Disk(config.durability == "disk")).prepare()
-    except OSError as why:
+    except (OSError, S3Error) as why:
         raise ConfigError(f"cannot use the data folder {config.data}: {why}") from None
     for trouble in troubles:
         sys.stderr.write(f"s3mini: {trouble}\n")
@@ -9795,7 +9807,7 @@ def run(config: Config, greeting: str = "") -> int:
         sys.stdout.write(f"s3mini: listening on {url_of(sock, tls)}\n")
     sys.stdout.write(greeting.replace("{url}", url_of(listeners[0], tls)))
     sys.stdout.flush()
-    notify_systemd(f"READY=1\nSTATUS=serving {', '.join(config.listen)}")
+    notify_systemd(f"READY=1\nSTATUS=serving {', '.join(url_of(s, tls) for s in listeners)}")
     count = worker_count(config)
     if count > 1:
         Master(config, listeners, count).run()
@@ -10150,8 +10162,16 @@ def main(argv: Optional[list[str]] = None) -> int:
     """The command line: 0 when all went well, 2 for a mistake of the operator's."""
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
     except ConfigError as why:
+        sys.stderr.write(f"s3mini: {why}\n")
+        return 2
+    except BrokenPipeError:  # who read it has enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing at the exit either
+        return 141
+    except OSError as why:
         sys.stderr.write(f"s3mini: {why}\n")
         return 2
     except KeyboardInterrupt:

@@ -16,6 +16,8 @@ import pytest
 from conftest import Serve, Server
 from signing_client import UNSIGNED, Client
 
+import s3mini
+
 MIB = 1024**2
 PATIENCE = 25.0  # seconds
 HASH_THREADS = 32  # a pool that stays, once it was needed
@@ -123,6 +125,23 @@ def check_all_came_back(watched: Watched, before: tuple[int, int]) -> None:
     until(lambda: watched.threads <= before[0] + HASH_THREADS + 1)
     until(lambda: watched.descriptors <= before[1] + 2)
     until(lambda: watched.temp_files == [])
+
+
+def test_who_was_refused_and_stays_holds_nobody_up(watched: Watched, s3: Client) -> None:
+    """A small body came with the head, and nothing behind it: without durability that is quick."""
+    refused = (b"PUT /media/x HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n"
+               b"\r\nhello")
+    with connect(watched.server) as sock:
+        sock.sendall(refused)
+        assert b"HTTP/1.1 403 " in sock.recv(65536)
+        took = slowest(s3)
+
+        began = time.monotonic()
+        watched.server.stop()
+        stopped = time.monotonic() - began
+
+    assert took < PACE
+    assert stopped < s3mini.DRAIN_SECONDS + PACE
 
 
 def test_200_slow_heads_and_200_slow_bodies_delay_nobody(

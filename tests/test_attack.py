@@ -1024,6 +1024,18 @@ def test_an_ipv4_address_in_ipv6_is_that_address() -> None:
     failures.check("::ffff:192.0.2.2", 0.0)
 
 
+def test_who_goes_on_failing_is_not_forgotten_for_others() -> None:
+    failures = s3mini.Failures()
+    for number in range(s3mini.MAX_ADDRESSES + 100):
+        failures.add(f"192.0.{number // 256}.{number % 256}", 0.0)
+        if number % 100 == 0:
+            failures.add("203.0.113.1", 0.0)
+
+    with pytest.raises(s3mini.S3Error):
+        failures.check("203.0.113.1", 0.0)
+    failures.check("192.0.0.1", 0.0)
+
+
 def test_who_signs_nothing_is_not_slowed_down(logged: Server) -> None:
     """An office's one guesser does not take the pictures from its other pages."""
     there = {"x-forwarded-for": "192.0.2.1"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -187,7 +188,8 @@ MAKERS = {  # a name: (how it is made, its kind, the flags that find it, whether
 
 def test_every_kind_of_finding_is_made_here() -> None:
     made = {kind for _, kind, _, _ in MAKERS.values()}
-    assert set(s3mini.FINDINGS) == {*made, "unreadable"}  # root reads everything: see below
+    others = {"unreadable", "broken"}  # root reads everything, and this disk: see below
+    assert set(s3mini.FINDINGS) == {*made, *others}
 
 
 def contents(s3: Client) -> dict[str, tuple[int, bytes]]:
@@ -358,6 +360,38 @@ def test_what_may_not_be_read_is_reported_and_the_rest_is_checked(
     below = [] if what == "folder" else [("no-key", "folder/50%zz")]
     name = "folder" if what == "folder" else "folder/a"
     assert sorted([("unreadable", name), ("shadowed", "z%"), *below]) == sorted(inspect(store))
+
+
+def test_what_the_disk_cannot_read_is_reported_and_the_rest_is_checked(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.keep = 3600
+    for key in ("a", "b", "b", "c"):
+        put(store, key, f"of {key}".encode(), "name")
+    kept, = (Path(version.path) for version in store.versions())
+    flip(Path(store.root, "c"), 1)
+    bad = {path.stat().st_ino for path in (Path(store.root, "a"), kept)}
+    real_pread = os.pread
+
+    def pread(fd: int, size: int, offset: int) -> bytes:
+        if os.fstat(fd).st_ino in bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real_pread(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+
+    version = os.path.relpath(kept, store.root)
+    assert [("broken", "a"), ("damaged", "c"), ("broken", version)] == inspect(store, deep=True)
+
+
+def test_who_has_read_enough_of_a_manifest_may_go(server: Server, bucket: str, s3: Client) -> None:
+    for number in range(50):
+        s3.put("k" * 200 + str(number), b"x")
+    command = f"manifest {bucket} --config {server.config} --data {server.data} | head -c 1"
+    done = subprocess.run(f"{sys.executable} {PROGRAM} {command}", shell=True,
+                          capture_output=True, check=False)
+
+    assert (b"", 1) == (done.stderr, len(done.stdout))
 
 
 def test_the_lost_and_found_of_a_disk_is_no_finding(

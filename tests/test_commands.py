@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import queue
@@ -351,6 +352,41 @@ def test_a_port_in_use_is_one_sentence(start: Start, tmp_path: Path) -> None:
         assert 2 == program.end(0)
     assert (1, True) == (program.said.count("\n"), address in program.said)
     assert "Traceback" not in program.said
+
+
+def test_a_folder_that_is_refused_is_one_sentence(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    program = start("dev", "--listen", "127.0.0.1:0", "--data", str(tmp_path / "file" / "data"))
+
+    assert 2 == program.end(0)
+    assert (1, True) == (program.said.count("\n"), str(tmp_path / "file") in program.said)
+
+
+def test_a_worker_that_cannot_be_forked_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fork() -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(os, "fork", fork)
+    master = s3mini.Master(s3mini.dev_config("127.0.0.1:0", str(tmp_path)), [], 2)
+    master._start(0)
+    for sock in (master._wake_in, master._wake_out, master._life, master._life_worker):
+        sock.close()
+
+    assert {} == master.workers
+    assert "cannot start a worker: Cannot allocate memory; trying again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("told", ["x", "-1", ""])
+def test_sockets_that_are_not_passed_are_opened(
+    monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    monkeypatch.setenv("LISTEN_FDS", told)
+    listeners = s3mini.open_listeners(("127.0.0.1:0",))
+
+    assert 1 == len(listeners)
+    listeners[0].close()
 
 
 def test_version_and_help(start: Start) -> None:

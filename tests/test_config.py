@@ -151,6 +151,11 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
         6,
         ["'rw'"],
     ),
+    "behind a comment with what else ends lines": (
+        GOOD + "# a\x0cb\x85c\u2028d\npubic = read\n",
+        5,
+        ["pubic", "[media]", "public"],
+    ),
     "a value of several lines": (
         "[media]\naccess_key = k\nsecret_key = s\npublic = a/\n  mode = rw/\nmode = rw\n",
         6,

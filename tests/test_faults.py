@@ -117,7 +117,7 @@ Things = dict[str, Optional[Version]]  # key -> what it is; None: nothing
 OLD_VERSION = version_of(OLD, entry_of(OLD, "old"))
 NEW_VERSION = version_of(NEW, entry_of(NEW, "new"))
 UPDATED = entry_of(OLD, "old")._replace(headers={"content-type": "text/x-updated"})
-JOINED = entry_of(NEW, "joined", etag="0123-1", parts=["23"], upload=UPLOAD.id)
+JOINED = entry_of(NEW, "joined", etag="0123-1", parts=["2 " + "0" * 32], upload=UPLOAD.id)
 
 
 def put_new(store: s3mini.Store) -> Things:

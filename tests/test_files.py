@@ -382,6 +382,20 @@ def test_on_a_disk_that_folds_case_a_key_is_not_another_key(
     assert "first" == fresh.head(key).metadata["name"]
 
 
+@pytest.mark.parametrize("prefix", ["", "shut", "shut/", "shut/k"])
+def test_a_folder_that_the_server_may_not_enter_holds_nothing(
+    tmp_path: Path, unreadable: Callable[[Path], None], prefix: str
+) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    put(store, "shut/k", b"x", "n")
+    put(store, "other", b"x", "n")
+    unreadable(tmp_path / "b" / "shut")
+    page = s3mini.list_page(store, prefix, "", s3mini.Cursor(), 1000)
+
+    assert ([] if prefix else ["other"]) == [key for key, _ in page.objects]
+
+
 @pytest.mark.parametrize("name", ["k", ".k.s3mini.json"])
 def test_what_the_server_may_not_read_is_403_and_listed(
     unreadable: Callable[[Path], None], name: str

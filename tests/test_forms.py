@@ -786,6 +786,12 @@ def test_a_form_without_a_file_is_refused(server: Server, form: Form) -> None:
     assert (400, "InvalidArgument") == (reply.status, reply.error)
 
 
+def test_nothing_stands_before_a_form(server: Server, form: Form) -> None:
+    reply = send(server, form.bucket, b"preamble\r\n" + encode(form.signed(), b"content"))
+
+    assert (400, "MalformedPOSTRequest") == (reply.status, reply.error)
+
+
 def test_fields_have_20_kb_in_all(server: Server, form: Form) -> None:
     one = {**form.signed(), "x-ignore-a": "x" * 21_000}
     many = {**form.signed(), **{f"x-ignore-{n}": "x" * 1000 for n in range(21)}}

@@ -335,7 +335,8 @@ def random_entry(source: random.Random) -> s3mini.Entry:
         tags=mapping(),
         checksums=mapping(),
         checksum_type=text(),
-        parts=[text() for _ in range(source.randrange(4))],
+        parts=[f"{source.randrange(2**33)} {source.randbytes(16).hex()}"
+               + source.choice(["", " AAAA/+=="]) for _ in range(source.randrange(4))],
         acl=text(),
         upload=text(),
         version_id=text(),
@@ -496,6 +497,9 @@ def wrong_sidecars() -> dict[str, bytes]:
         "headers of numbers": entry(headers={"content-type": 5}),
         "tags of lists": entry(tags={"a": []}),
         "parts of numbers": entry(parts=[5]),
+        "a part that rotted": entry(parts=["5x42880 " + "0" * 32]),
+        "a part cut short": entry(parts=["5242880"]),
+        "a time far away": entry(modified=10**12),
     }
 
 
