@@ -196,7 +196,9 @@ ERRORS: dict[str, tuple[int, str]] = {
     ),
     "MetadataTooLarge": (400, "Your metadata headers exceed the maximum allowed metadata size."),
     "RequestHeaderSectionTooLarge": (400, "Your request header section exceeds the maximum size."),
+    "MissingSecurityHeader": (400, "Your request was missing a required header"),
     "RequestTimeout": (400, "Your socket connection was not read from or written to in time."),
+    "UnexpectedContent": (400, "This request does not support content"),
     "XAmzContentSHA256Mismatch": (400, "x-amz-content-sha256 does not match what was received."),
     "AccessControlListNotSupported": (400, "The bucket does not allow ACLs that change access."),
     "AccessDenied": (403, "Access Denied"),
@@ -1043,7 +1045,7 @@ def etag_matches(value: str, etag: str) -> bool:
 
 
 def check_preconditions(
-    headers: Mapping[str, str], etag: str, modified: int, prefix: str = ""
+    headers: Mapping[str, str], etag: str, modified: int, now: float, prefix: str = ""
 ) -> None:
     """Return when a read may go on. Raises NotModified, PreconditionFailed. [RFC 9110 §13.2.2]
 
@@ -1051,8 +1053,7 @@ def check_preconditions(
     """
 
     def fail(condition: str) -> NoReturn:
-        named = prefix + condition.lower() if prefix else condition
-        raise S3Error("PreconditionFailed", Condition=named)
+        raise S3Error("PreconditionFailed", Condition=prefix + condition)
 
     def unchanged(condition: str) -> NoReturn:
         if prefix:
@@ -1074,7 +1075,7 @@ def check_preconditions(
             unchanged("If-None-Match")
     else:
         limit = date("if-modified-since")
-        if limit is not None and modified <= limit:
+        if limit is not None and modified <= limit <= now:  # AWS ignores a later one [versitygw]
             unchanged("If-Modified-Since")
 
 
@@ -1210,6 +1211,10 @@ class Node:
     def all(self, tag: str) -> list[Node]:
         return [child for child in self.children if child.tag == tag]
 
+    def find(self, tag: str) -> Optional[str]:
+        """The text of the first child of that name, stripped; None where there is none."""
+        return next((child.text.strip() for child in self.children if child.tag == tag), None)
+
     def get(self, tag: str, default: str = "") -> str:
         """The text of the first child of that name."""
         return next((child.text for child in self.children if child.tag == tag), default)
@@ -1266,17 +1271,17 @@ class DeleteItem(NamedTuple):
 
     key: str
     version_id: str  # "" when none is named
-    etag: str = ""  # the conditions; "" where there is none
-    size: str = ""
-    modified: str = ""  # an HTTP date or an ISO one
+    etag: Optional[str] = None  # the conditions; None where there is none
+    size: Optional[str] = None
+    modified: Optional[str] = None  # an HTTP date or an ISO one
 
 
 def parse_delete(data: bytes) -> tuple[list[DeleteItem], bool]:
     """The objects of a DeleteObjects body and whether it is quiet. Raises MalformedXML."""
     root = parse_xml(data, "Delete")
     items = [
-        DeleteItem(n.get("Key"), n.get("VersionId"), n.get("ETag").strip('"'),
-                   n.get("Size").strip(), n.get("LastModifiedTime").strip())
+        DeleteItem(n.get("Key"), n.get("VersionId"), n.find("ETag"), n.find("Size"),
+                   n.find("LastModifiedTime"))
         for n in root.all("Object")
     ]
     if not 1 <= len(items) <= MAX_KEYS or not all(item.key for item in items):
@@ -4319,7 +4324,7 @@ class Store:
         """
         with self._all_locks():
             if next(self.scan("", Cursor()), None):
-                raise S3Error("BucketNotEmpty")
+                raise S3Error("BucketNotEmpty", BucketName=os.path.basename(self.root))
             # Out of the way while nobody can make the bucket anew, or we would remove the new one.
             aside = os.path.join(os.path.dirname(self.root), f"{ROOM}-{secrets.token_hex(8)}")
             with Folder.open(self.room) as room:
@@ -6404,6 +6409,9 @@ def check_refused_headers(headers: Mapping[str, str]) -> None:
             continue
         if name.startswith(REFUSED_HEADERS):
             raise S3Error("NotImplemented", f"{name} is not done here.", Header=name)
+        if name == "x-amz-bypass-governance-retention":
+            raise S3Error("InvalidArgument", f"{name} is only applicable to Object Lock enabled "
+                          "buckets.")
         if name in OWNER_HEADERS and value != OWNER[0][1]:
             raise S3Error("AccessDenied", f"{name}: every bucket here belongs to {OWNER[0][1]}.")
         if name == "x-amz-storage-class" and value not in STORAGE_CLASSES:
@@ -6486,12 +6494,11 @@ def parse_tagging_header(text: str) -> dict[str, str]:
     try:
         pairs = [(decode_escapes(n, plus=True), decode_escapes(v, plus=True)) for n, _, v in pieces]
     except S3Error:
-        raise S3Error(
-            "InvalidArgument",
-            "The header 'x-amz-tagging' shall be encoded as UTF-8 then "
-            "URLEncoded URL query parameters",
-            ArgumentName="x-amz-tagging",
-        ) from None
+        pairs = []
+    if len({name for name, _ in pairs}) < len(pieces):
+        raise S3Error("InvalidArgument", "The header 'x-amz-tagging' shall be encoded as UTF-8 "
+                      "then URLEncoded URL query parameters without tag name duplicates.",
+                      ArgumentName="x-amz-tagging", ArgumentValue=text)
     return check_tags(pairs)
 
 
@@ -6595,7 +6602,7 @@ def get_object(req: Request) -> Response:
     found = open_object(req, from_memory=True)
     try:
         entry = found.entry
-        check_unchanged(req.headers, entry)
+        check_unchanged(req, entry)
         wanted = chosen_range(req, entry)
         span = wanted if wanted is not None else range(entry.size)
         headers = object_headers(entry)
@@ -6644,12 +6651,12 @@ def no_scripts(section: Optional[Section], content_type: str) -> dict[str, str]:
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
 
 
-def check_unchanged(headers: Mapping[str, str], entry: Entry) -> None:
+def check_unchanged(req: Request, entry: Entry) -> None:
     """Raises NotModified with the headers a cache wants, PreconditionFailed. [RFC 9110 §15.4.5]"""
-    if CONDITIONS.isdisjoint(headers):
+    if CONDITIONS.isdisjoint(req.headers):
         return
     try:
-        check_preconditions(headers, entry.etag, entry.modified)
+        check_preconditions(req.headers, entry.etag, entry.modified, req.now)
     except S3Error as why:
         if why.status == 304:
             why.headers = {n: v for n, v in object_headers(entry).items()
@@ -6779,7 +6786,7 @@ def delete_conditions(item: DeleteItem) -> dict[str, str]:
     """As the headers of a DeleteObject. [AWS: ObjectIdentifier]"""
     found = {"if-match": item.etag, "x-amz-if-match-size": item.size,
              "x-amz-if-match-last-modified-time": item.modified}
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def refuse_delete(req: Request, item: DeleteItem) -> Optional[S3Error]:
@@ -6828,7 +6835,7 @@ def open_copy_source(req: Request) -> Found:
     found = open_object(source)
     try:
         check_preconditions(
-            req.headers, found.entry.etag, found.entry.modified, "x-amz-copy-source-"
+            req.headers, found.entry.etag, found.entry.modified, req.now, "x-amz-copy-source-"
         )
     except S3Error:
         found.close()
@@ -6963,6 +6970,10 @@ class Page:
         self.last = ""  # the last name, when there is more
         self.is_truncated = False
 
+    @property
+    def ends_folded(self) -> bool:
+        return self.last in self.prefixes[-1:]
+
 
 def disk_reads() -> int:
     """How often this thread has waited for a disk to read; 0 where nobody counts that."""
@@ -7012,10 +7023,11 @@ def common_prefix(key: str, prefix: str, delimiter: str) -> str:
 
 
 def cursor_behind(name: str, prefix: str, delimiter: str, since: float = 0) -> Cursor:
-    """Where the next page starts; behind all keys of the name, should it be a common prefix."""
+    """Where the next page starts: of what is folded, behind all of it. [LocalStack, of AWS]"""
     cursor = Cursor(name, since)
-    if name and common_prefix(name, prefix, delimiter) == name:
-        cursor.skip(name)
+    common = common_prefix(name, prefix, delimiter) if name.startswith(prefix) else ""
+    if common:
+        cursor.skip(common)
     return cursor
 
 
@@ -7203,17 +7215,20 @@ def upload_part_copy(req: Request) -> Response:
 
 
 def parse_copy_range(value: Optional[str], size: int) -> range:
-    """bytes=first-last, both within the source. Raises InvalidArgument. [AWS: UploadPartCopy]"""
+    """bytes=first-last, both within the source. Raises InvalidArgument, InvalidRequest. [AWS]"""
     if value is None:
         return range(size)
     match = re.fullmatch("bytes=([0-9]{1,18})-([0-9]{1,18})", value)
-    if not match:
+    if not match or int(match[1]) > int(match[2]):
         raise S3Error("InvalidArgument", "The x-amz-copy-source-range value must be of the form "
                       "bytes=first-last where first and last are the zero-based offsets of the "
                       "first and last bytes to copy", ArgumentName="x-amz-copy-source-range",
                       ArgumentValue=value)
     first, last = int(match[1]), int(match[2])
-    if not first <= last < size:
+    if first >= size:
+        raise S3Error("InvalidRequest", "The specified copy range is invalid for the source object "
+                      "size")
+    if last >= size:
         raise S3Error("InvalidArgument", f"Range specified is not valid for source object of size: "
                       f"{size}", ArgumentName="x-amz-copy-source-range", ArgumentValue=value)
     return range(first, last + 1)
@@ -7228,7 +7243,7 @@ def complete_multipart_upload(req: Request) -> Response:
     try:
         upload = req.store.upload(req.query["uploadId"], req.key)
     except S3Error:
-        return completed_before(req)
+        return completed_before(req, items)
     check_whole_headers(req, upload)
 
     def describe(parts: list[Part]) -> Entry:
@@ -7241,7 +7256,7 @@ def complete_multipart_upload(req: Request) -> Response:
         except S3Error as why:
             if why.code != "NoSuchUpload":
                 raise
-            return completed_before(req)  # it was sent twice, and the other was faster
+            return completed_before(req, items)  # it was sent twice, and the other was faster
         return complete_reply(req, entry)
 
     return answer_in_time(work, f"/{req.bucket}/{req.key}", req.id)
@@ -7260,11 +7275,12 @@ def complete_reply(req: Request, entry: Entry) -> Response:
         ("ETag", f'"{entry.etag}"'), *checksum_elements(entry)])
 
 
-def completed_before(req: Request) -> Response:
+def completed_before(req: Request, items: list[PartItem]) -> Response:
     """A Complete sent again after its answer was lost is answered again. Raises NoSuchUpload."""
     with contextlib.suppress(S3Error):
         entry = req.store.head(req.key)
-        if entry.upload and entry.upload == req.query["uploadId"]:
+        etags = [part.split()[1] for part in entry.parts]
+        if entry.upload == req.query["uploadId"] and etags == [item.etag for item in items]:
             check_whole_checksums(req.headers, entry.checksums)
             return complete_reply(req, entry)
     raise S3Error("NoSuchUpload", UploadId=req.query["uploadId"])
@@ -7446,7 +7462,7 @@ def list_multipart_uploads(req: Request) -> Response:
         if not u.key.startswith(prefix) or (u.key, u.id) <= after:
             continue
         common = common_prefix(u.key, prefix, delimiter)
-        if common and (common in rows or common == marker):
+        if common and (common in rows or marker.startswith(common)):
             continue
         if len(rows) == limit:
             more = True
@@ -7533,6 +7549,8 @@ def create_bucket(req: Request) -> Response:
     section = next(iter(sections), None)
     check_bucket_acl(req.headers.get("x-amz-acl", "private"), section)
     ownership = req.headers.get("x-amz-object-ownership", "BucketOwnerEnforced")
+    if ownership not in ("BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter"):
+        raise S3Error("InvalidArgument", f"Invalid x-amz-object-ownership header: {ownership}")
     if ownership != "BucketOwnerEnforced" and not (section and section.acl):
         raise S3Error("NotImplemented", "ACLs are allowed in buckets.ini: acl = yes.")
     req.buckets.create(req.bucket, req.access_key, tags)
@@ -7692,13 +7710,15 @@ def put_object_acl(req: Request) -> Response:
 def requested_acl(req: Request) -> str:
     """The canned ACL that a PUT ?acl asks for, by header or by document.
 
-    Raises MalformedACLError, AccessControlListNotSupported.
+    Raises MalformedACLError, UnexpectedContent, MissingSecurityHeader, AccessControlList...
     """
     data = req.document() if req.head.has_body else b""
     if "x-amz-acl" in req.headers:
+        if data.strip():
+            raise S3Error("UnexpectedContent")
         return req.headers["x-amz-acl"]
     if not data.strip():
-        raise S3Error("MalformedACLError", "An ACL comes in x-amz-acl or as a document.")
+        raise S3Error("MissingSecurityHeader", MissingHeaderName="x-amz-acl")
     root = parse_xml(data, "AccessControlPolicy")
     owners, lists = root.all("Owner"), root.all("AccessControlList")
     if len(owners) != 1 or not owners[0].get("ID") or len(lists) != 1:
@@ -7741,9 +7761,15 @@ def rename_object(req: Request) -> Response:
     check_delete_grant(req, source)
 
     def check_source(old: Entry) -> None:
-        check_preconditions(req.headers, old.etag, old.modified, "x-amz-rename-source-")
+        check_preconditions(req.headers, old.etag, old.modified, req.now, "x-amz-rename-source-")
 
-    req.store.rename(source, req.key, check_source, req.check_write)
+    def check(old: Optional[Entry]) -> None:
+        since = parse_http_date(req.headers.get("if-modified-since", ""))
+        if since is not None and (not old or old.modified <= since):
+            raise S3Error("PreconditionFailed", Condition="If-Modified-Since")
+        req.check_write(old)
+
+    req.store.rename(source, req.key, check_source, check)
     return Response(200, {"content-length": "0"})
 
 
@@ -7906,7 +7932,7 @@ def list_object_versions(req: Request) -> Response:
             ("VersionIdMarker", query.get("version-id-marker", "")),
             ("MaxKeys", limit),
             ("NextKeyMarker", name(page.last) if page.is_truncated else None),
-            ("NextVersionIdMarker", "null" if page.is_truncated else None),
+            ("NextVersionIdMarker", "null" if page.is_truncated and not page.ends_folded else None),
             ("Delimiter", name(delimiter) or None),
             ("EncodingType", query.get("encoding-type") or None),
             ("IsTruncated", page.is_truncated),

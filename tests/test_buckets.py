@@ -7,8 +7,10 @@ import errno
 import hashlib
 import os
 import re
+import time
 import zlib
 from collections.abc import Iterator
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -568,6 +570,7 @@ def test_the_conditions_of_a_rename(s3: Client) -> None:
         {"x_amz_rename_source_if_match": b},
         {"x_amz_rename_source_if_none_match": a},
         {"x_amz_rename_source_if_unmodified_since": "Sat, 01 Jan 2000 00:00:00 GMT"},
+        {"if_modified_since": formatdate(time.time() + 1, usegmt=True)},
     ):
         assert (412, "PreconditionFailed") == outcome(rename(s3, "a", "b", **conditions))
         assert [b"1", b"2"] == [s3.get(key).body for key in "ab"]

@@ -63,7 +63,7 @@ def keys_of(s3: Client, **query: Any) -> list[str]:
 def model(keys: list[str], prefix: str, delimiter: str, after: str, skips: bool) -> list[str]:
     """What all pages together must name, in order.
 
-    `skips`: a marker that is itself a common prefix stands for all that it folds (version 1).
+    `skips`: a marker within a common prefix stands for all that it folds (version 1).
     """
     found: list[str] = []
     for key in sorted(keys, key=str.encode):
@@ -71,7 +71,7 @@ def model(keys: list[str], prefix: str, delimiter: str, after: str, skips: bool)
             continue
         head, cut, _ = key[len(prefix) :].partition(delimiter) if delimiter else ("", "", "")
         common = prefix + head + cut if cut else ""
-        if skips and common and common == after:
+        if skips and common and after.startswith(common):
             continue
         if (common or key) not in found:
             found.append(common or key)
@@ -330,6 +330,25 @@ def test_another_list_type_is_version_1(s3: Client, value: str) -> None:
     reply = s3.get(query={"list-type": value})
 
     assert (200, ["k"], []) == (reply.status, reply.elements("Key"), reply.elements("KeyCount"))
+
+
+def test_a_marker_within_what_is_folded_is_behind_all_of_it(s3: Client) -> None:
+    """As AWS answers it [LocalStack's recordings], for objects, versions and uploads."""
+    keys = ["f/sub/1", "f/sub/2", "f/x", "f/y"]
+    fill(s3, keys)
+    for key in keys:
+        s3.post(key, b"", query="uploads")
+    asked = {"prefix": "f/", "delimiter": "/"}
+    objects = s3.get(**asked, marker="f/sub/1")
+    versions = s3.get(query={**asked, "versions": "", "key-marker": "f/sub/1", "max-keys": "1"})
+    folded = s3.get(query={**asked, "versions": "", "max-keys": "1"})
+    uploads = s3.get(query={**asked, "uploads": "", "key-marker": "f/sub/1"})
+
+    assert [["f/x", "f/y"], ["f/x"], ["f/x", "f/y"]] == [
+        r.elements("Key") for r in (objects, versions, uploads)]
+    assert ["null"] == versions.elements("NextVersionIdMarker")
+    assert (["f/sub/"], []) == (folded.elements("NextKeyMarker"),
+                                folded.elements("NextVersionIdMarker"))
 
 
 def test_next_marker_comes_with_a_delimiter_only(s3: Client) -> None:

@@ -1300,6 +1300,25 @@ def test_boto3_deletes_many_under_conditions(s3: Client, boto: Any) -> None:
     assert [200, 404] == statuses
 
 
+@pytest.mark.parametrize(
+    "condition", ["<ETag/>", '<ETag>""</ETag>', "<Size></Size>", "<LastModifiedTime/>"])
+def test_a_condition_that_says_nothing_is_not_met(s3: Client, condition: str) -> None:
+    s3.put("k", b"x")
+    reply = post_delete(s3, f"<Delete><Object><Key>k</Key>{condition}</Object></Delete>")
+
+    assert (200, "PreconditionFailed") == (reply.status, reply.element("Code"))
+    assert 200 == s3.head("k").status
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_there_is_no_governance_to_bypass(s3: Client, value: str) -> None:
+    s3.put("k", b"x")
+    refused = s3.delete("k", {"x-amz-bypass-governance-retention": value})
+
+    assert (400, "InvalidArgument") == (refused.status, refused.error)
+    assert 200 == s3.head("k").status
+
+
 def test_what_cannot_be_a_key_is_not_told_whole(s3: Client) -> None:
     long = '"' * 900_000  # six bytes each in an answer
     item = f"<Object><Key>{long}</Key><VersionId>{long}</VersionId></Object>"
