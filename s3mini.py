@@ -3010,6 +3010,7 @@ HAS_DIR_FD = os.open in os.supports_dir_fd and O_DIRECTORY != 0
 READ_FLAGS = os.O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_BINARY
 CHANGE_FLAGS = os.O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_BINARY
 GONE = (FileNotFoundError, NotADirectoryError)  # a folder that was pruned, or is a link by now
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # nothing is wrong with the file
 LINK_ERRORS = (errno.ELOOP, errno.EMLINK)  # what O_NOFOLLOW answers on Linux, on BSD
 
 
@@ -3077,6 +3078,12 @@ class Folder:
 
 
 FRESH = stat.S_ISVTX if HAS_DIR_FD else 0  # marks a folder whose name may not be on disk yet
+
+
+def is_fresh(info: os.stat_result) -> bool:
+    """Whether a folder has our mark: the sticky bit of other people's folders is theirs."""
+    others = stat.S_IMODE(info.st_mode) & ~(0o750 | stat.S_ISGID)
+    return others == FRESH and info.st_uid == os.geteuid()
 
 
 class NotQuickError(Exception):
@@ -3284,6 +3291,10 @@ def copy_range(source: int, offset: int, length: int, fd: int) -> int:
     return os.write(fd, os.read(source, min(length, MIB)))
 
 
+# ns from a stamp to one that the disk keeps apart from it; the last where there is no later one
+STEPS = (1_000, 1_000_000, 1_000_000_000, 2_000_000_000, -2_000_000_000)
+
+
 class Staged:
     """A temp file on its way to its name. A flock tells the living from the left behind.
 
@@ -3334,7 +3345,7 @@ class Staged:
 
     def outlast(self, entry: Entry, old: Optional[Entry]) -> Entry:
         """The entry, with a generation of its own: later than the old one's on this disk."""
-        for step in (1_000, 1_000_000, 1_000_000_000, 2_000_000_000):
+        for step in STEPS:
             if not old or entry.mtime_ns > old.mtime_ns:
                 break
             entry = self.seal(entry, old.mtime_ns + step)
@@ -4242,17 +4253,26 @@ class Store:
             with contextlib.suppress(FileNotFoundError):  # it is deleted at the same time
                 self.make_room()
                 if self.about() is not None:
-                    return False  # what holds it was synced before bucket.json was there
+                    return self._is_known()
                 for path in (self.room, self.root, os.path.dirname(self.root)):
                     with Folder.open(path) as folder:
                         self.disk.sync_folder(folder)
                 with self._lock_number(0):
                     if self.about() is not None:
-                        return False
+                        return self._is_known()
                     self._id = secrets.token_hex(8)
                     self.write_about({"v": 1, "created": int(time.time()), "id": self._id, **about})
                     return True
         raise S3Error("OperationAborted")
+
+    def _is_known(self) -> bool:
+        """False, once bucket.json's name is on disk: who made it may have been killed before that.
+
+        What holds it was synced before.
+        """
+        with Folder.open(self.room) as room:
+            self.disk.sync_folder(room)
+        return False
 
     def make_room(self) -> None:
         """The bucket's own folders, also where a restore dropped the empty ones."""
@@ -4273,10 +4293,11 @@ class Store:
         """
         try:
             info = os.stat(self._about_file)
-            generation = (info.st_ino, info.st_size, info.st_mtime_ns)
-            if self._about[0] != generation:
+            if self._about[0] != generation_of(info):
                 with open(self._about_file, "rb") as file:
-                    self._about = (generation, parse_about(file.read(MAX_DOCUMENT)))
+                    about = parse_about(file.read(MAX_DOCUMENT))
+                is_settled = info.st_ctime_ns < (time.time() - tick_of(info)) * 1e9
+                self._about = (generation_of(info) if is_settled else (), about)
         except GONE:
             return None
         if self._id is None:
@@ -4369,9 +4390,11 @@ class Store:
         with Folder.open(self._uploads) as uploads:
             for name in os.listdir(uploads.path):
                 path = os.path.join(uploads.path, name)
-                is_upload = os.path.exists(os.path.join(path, "upload.json"))
-                if not is_upload and self._is_old(uploads, name, max(age, 3600)):
-                    self._empty_upload(path)
+                try:
+                    os.stat(os.path.join(path, "upload.json"))  # any other error may pass
+                except GONE:
+                    if self._is_old(uploads, name, max(age, 3600)):
+                        self._empty_upload(path)
 
     def _is_old(self, folder: Folder, name: str, age: float) -> bool:
         """Whether nothing was done to it for that many seconds."""
@@ -4681,8 +4704,13 @@ class Store:
             raise access_denied(why) from None
 
     def _settle(self, names: list[str], key: str) -> Found:
-        """The object whose data file no entry fits: look under the lock, then adopt it."""
-        with self.lock(key):
+        """The object whose data file no entry fits: look under the lock, then adopt it.
+
+        Where we may not write, without: a read needs no more than to read.
+        """
+        with contextlib.ExitStack() as lock:
+            with unless(errno.EROFS, errno.EACCES, errno.EPERM):
+                lock.enter_context(self.lock(key))
             place = self._open_data(names, key)  # what is there now: no writer is at it
             with closed_on_error(place.fd, place.folder):
                 info = os.fstat(place.fd)
@@ -4838,7 +4866,7 @@ class Store:
     def _synced(self, parent: Folder, folder: Folder) -> Folder:
         """The folder, its name on disk: who made it may have been killed, or be just about to."""
         try:
-            if FRESH and folder.fd is not None and os.fstat(folder.fd).st_mode & FRESH:
+            if FRESH and folder.fd is not None and is_fresh(os.fstat(folder.fd)):
                 self.disk.sync_folder(parent)
                 self.disk.settle(folder)
         except BaseException:
@@ -4859,6 +4887,8 @@ class Store:
             if place:
                 os.close(place.fd)
                 sidecar = self.read_sidecar(place)
+                if exists(folder, place.name + "%"):  # by hand: of the two S3 sees the first
+                    raise S3Error("InvalidRequest", f"{key}% is in the way of a folder.")
                 if sidecar:
                     self._write_sidecar(Place(folder, place.name + "%", -1), sidecar)
                 self.disk.rename(os.path.join(folder.path, place.name), folder, place.name + "%")
@@ -4999,6 +5029,8 @@ class Store:
         for _ in range(ROUNDS):
             try:
                 return self._keep_version(place, key, old)
+            except FileNotFoundError:  # the day's folder was empty, and tidied away
+                continue
             except OSError as why:
                 if why.errno not in FULL:
                     raise
@@ -5138,7 +5170,7 @@ class Store:
         """Remove what went before that time, and folders of days that are empty."""
         root = self._versions
         for day in self._days():
-            with Folder.open(os.path.join(root, day)) as folder:
+            with contextlib.suppress(*GONE), Folder.open(os.path.join(root, day)) as folder:
                 for name in sorted(os.listdir(folder.path)):
                     went = re.match("[0-9]{20}-", name)
                     if went and int(went[0][:-1]) < before * 1e9:
@@ -5375,11 +5407,11 @@ class Store:
     def _later(self, mtime_ns: int) -> int:
         """A stamp that this disk keeps apart from an older one, as the disk will record it."""
         with self.stage() as probe:
-            for step in (0, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000):
-                wanted = max(time.time_ns(), mtime_ns + step)
-                self.disk.stamp(probe.fd, probe.path, wanted)
+            for step in STEPS:
+                now = time.time_ns() if step > 0 else 0
+                self.disk.stamp(probe.fd, probe.path, max(now, mtime_ns + step))
                 found = os.fstat(probe.fd).st_mtime_ns
-                if found > mtime_ns:
+                if found > mtime_ns or step < 0 and found < mtime_ns:
                     return found
         raise OSError(errno.EIO, "the disk does not keep modification times apart")
 
@@ -5403,8 +5435,9 @@ class Store:
                 names = names_of_key(key)
                 name, entry = self._delete_data(key, names, check)
                 results.append(entry)
-                if name:
-                    gone.setdefault(tuple(names[:-1]), []).append((key, name))
+                if name is not None:
+                    deleted = gone.setdefault(tuple(names[:-1]), [])
+                    deleted += [(key, name)] if name else []
             except (S3Error, OSError) as why:
                 results.append(why)
         for names_key, deleted in gone.items():
@@ -5420,14 +5453,18 @@ class Store:
 
     def _delete_data(
         self, key: str, names: list[str], check: Check
-    ) -> tuple[str, Optional[Entry]]:
-        """The commit of a DELETE: ("", None) when there is nothing."""
+    ) -> tuple[Optional[str], Optional[Entry]]:
+        """The commit of a DELETE: (None, None) when there is nothing.
+
+        Else the name whose sidecar goes once the folder is synced; "" where it needs no sync, and
+        is gone: the front, that can wait for no lock, has done all that is to be done.
+        """
         with self.lock(key):
             try:
                 folder = self.folder(names[:-1])
             except GONE:
                 check(None)
-                return "", None
+                return None, None
             with folder:
                 place, old = self._look(folder, names[-1], key)
                 check(old)
@@ -5436,7 +5473,11 @@ class Store:
                         self.disk.unlink(folder, place.name)
                     self.charge(0 if kept else -old.size)
                 # An orphan sidecar: a DELETE that was killed, or is not yet on disk. Finish it.
-                return place.name if old or exists(folder, place.sidecar) else "", old
+                is_gone = old is not None or exists(folder, place.sidecar)
+                if is_gone and not self.disk.durable:
+                    self._drop(folder, place.sidecar)
+                    return "", old
+                return place.name if is_gone else None, old
 
     def _finish_delete(self, names: list[str], deleted: list[tuple[str, str]]) -> None:
         """Sync the folder, then remove the sidecars whose object did not come back meanwhile."""
@@ -5589,9 +5630,19 @@ class Store:
     def peek(self, item: Item) -> Optional[Entry]:
         """The entry of a listed object, or None when it is gone by now.
 
-        One that the server may not read is listed all the same: who mirrors a bucket would delete
-        his copy of what is left out.
+        One that the server may not read, or the disk cannot, is listed all the same: who mirrors a
+        bucket would delete his copy of what is left out.
         """
+        for _ in range(2):  # what fails once may pass
+            try:
+                return self._peek(item)
+            except OSError as why:
+                if why.errno in EXHAUSTED:
+                    raise
+        return self._unread(item)
+
+    def _peek(self, item: Item) -> Optional[Entry]:
+        """Raises OSError."""
         try:
             try:
                 info = item.folder.stat(item.name)
@@ -5600,10 +5651,12 @@ class Store:
                 entry = None
             return entry or self.head(item.key)
         except S3Error as why:
-            with contextlib.suppress(FileNotFoundError):
-                if why.code == "AccessDenied":
-                    return unread(item.folder.stat(item.name), item.key)
-            return None
+            return self._unread(item) if why.code == "AccessDenied" else None
+
+    def _unread(self, item: Item) -> Optional[Entry]:
+        with contextlib.suppress(FileNotFoundError):
+            return unread(item.folder.stat(item.name), item.key)
+        return None
 
     # -- multipart uploads -----------------------------------------------------------------------
 
@@ -5991,6 +6044,8 @@ class Inspector:
                     raise
                 yield Finding("unreadable", "/".join((*names, name)), "", False)
             except OSError as why:
+                if why.errno in EXHAUSTED:
+                    raise
                 yield Finding("broken", "/".join((*names, name)), str(why.strerror), False)
             if name != "%" and name.endswith("%") and name[:-1] in files:
                 yield Finding("shadowed", "/".join((*names, name)), "", False)
@@ -6034,7 +6089,8 @@ class Inspector:
         """A file without an entry: new ones are adopted by the first reader, and no finding."""
         kind = self.store.judge(key, place, self.repair)
         if kind and self.repair:
-            self.store.head(key)
+            with contextlib.suppress(S3Error):  # it was deleted just now
+                self.store.head(key)
         if kind:
             yield Finding(kind, key, "", self.repair)
 

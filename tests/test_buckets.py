@@ -329,6 +329,17 @@ def test_a_bucket_may_come_with_a_document(world: Server, body: bytes, status: i
     s3.delete()
 
 
+def test_who_finds_a_bucket_there_has_its_name_on_the_disk(tmp_path: Path) -> None:
+    """Who made it may have been killed before that."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    synced: list[str] = []
+    store.disk.sync_folder = lambda folder: synced.append(folder.path)  # type: ignore[method-assign]
+
+    assert store.create() is False
+    assert [store.room] == synced
+
+
 def test_object_lock_is_refused_by_name(world: Server) -> None:
     s3 = world.client("test-key", bucket="test-locked")
 

@@ -48,11 +48,12 @@ UPLOAD = s3mini.Upload("0123456789abcdef" * 2, "x/k", 1_600_000_000, entry_of(b"
 class FailingDisk(s3mini.Disk):
     """A file layer where the `number`th call named `call` fails; with `lasting` the later ones too.
 
-    A file whose fsync failed is remembered: a later fsync of it that "succeeds" is a lie.
+    A file whose fsync failed is remembered: a later fsync of it that "succeeds" is a lie. None is
+    really made.
     """
 
     def __init__(self, call: str, number: int, error: int, lasting: bool = False) -> None:
-        super().__init__(durable=False)
+        super().__init__(durable=True)
         self.call, self.number, self.error, self.lasting = call, number, error, lasting
         self.calls, self.failed, self.lied, self.commits = 0, False, False, 0
         self._lost: set[int] = set()  # st_ino of what was not synced
@@ -88,7 +89,6 @@ class FailingDisk(s3mini.Disk):
 
     def sync_folder(self, folder: s3mini.Folder) -> None:
         self._take("sync_folder")
-        super().sync_folder(folder)
 
     def link(self, folder: s3mini.Folder, name: str, path: str) -> None:
         self._take("link")
@@ -354,6 +354,82 @@ def test_what_cannot_be_removed_is_closed_once(
 
     assert (None, True) == (done, "Read-only" in why)
     assert before == open_descriptors()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> s3mini.Store:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False))
+    store.create()
+    return store
+
+
+@pytest.mark.parametrize("name", ["b", ".b.s3mini.json"])
+@pytest.mark.parametrize("error", [errno.EIO, errno.EMFILE])
+def test_what_the_disk_cannot_read_is_listed_all_the_same(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch, error: int, name: str
+) -> None:
+    for key in "abc":
+        put(store, key, b"x", "name")
+    (Path(store.root) / "b").write_bytes(b"put there by hand")
+    fresh, real_open = s3mini.Store(store.root, store.disk), os.open
+
+    def fake_open(path: Any, *arguments: Any, **named: Any) -> int:
+        if path == name:
+            raise OSError(error, os.strerror(error))
+        return real_open(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", fake_open)
+    if error == errno.EMFILE:
+        with pytest.raises(OSError, match="Too many open files"):
+            s3mini.list_page(fresh, "", "", s3mini.Cursor(), 10)
+        return
+    page = s3mini.list_page(fresh, "", "", s3mini.Cursor(), 10)
+
+    assert [("a", 1), ("b", 17), ("c", 1)] == [(key, e.size) for key, e in page.objects]
+
+
+@pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES])
+def test_where_no_lock_can_be_had_what_is_new_is_read_all_the_same(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    (Path(store.root) / "hand").write_bytes(b"content")
+    real_open = os.open
+
+    def fake_open(path: Any, flags: int, *arguments: Any, **named: Any) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY | os.O_CREAT):
+            raise OSError(error, os.strerror(error))
+        return real_open(path, flags, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", fake_open)
+    found = store.open("hand")
+    os.close(found.fd)
+    page = s3mini.list_page(store, "", "", s3mini.Cursor(), 10)
+
+    assert hashlib.md5(b"content").hexdigest() == found.entry.etag
+    assert ["hand"] == [key for key, _ in page.objects]
+    assert not (Path(store.root) / ".hand.s3mini.json").exists()
+
+
+def test_an_upload_that_cannot_be_looked_at_is_no_dead_one(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.create_upload(UPLOAD)
+    store.put_part(UPLOAD, 1, body_of(b"part"))
+    folder = Path(store.room) / "uploads" / UPLOAD.id
+    os.utime(folder, (1_600_000_000, 1_600_000_000))
+    real_stat = os.stat
+
+    def stat(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+        if str(path).endswith("upload.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real_stat(path, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        with pytest.raises(OSError, match="Input/output error"):
+            store.clean(0, 3600)
+
+    assert [4] == [part.size for part in store.parts(UPLOAD)]
 
 
 def test_a_missing_folder_of_ours_is_no_fault_of_the_clients(room: Room) -> None:

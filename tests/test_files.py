@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import threading
 import time
 from pathlib import Path
@@ -380,6 +381,40 @@ def test_on_a_disk_that_folds_case_a_key_is_not_another_key(
     with pytest.raises(s3mini.S3Error, match="cannot hold it beside"):
         put(fresh, other, b"of another", "another")
     assert "first" == fresh.head(key).metadata["name"]
+
+
+def test_nothing_steps_aside_onto_what_was_put_there_by_hand(s3: Client, folder: Path) -> None:
+    (folder / "100").write_bytes(b"first")
+    (folder / "100%").write_bytes(b"second")
+    refused = s3.put("100/x", b"x")
+
+    assert (400, "InvalidRequest") == (refused.status, refused.error)
+    assert (b"first", b"second") == ((folder / "100").read_bytes(), (folder / "100%").read_bytes())
+    assert b"first" == s3.get("100").body
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o1750, 0o2750])
+def test_an_operators_folder_keeps_its_mode(s3: Client, folder: Path, mode: int) -> None:
+    (folder / "his").mkdir()
+    (folder / "his").chmod(mode)
+    if mode == 0o1750:  # what is not ours
+        os.chown(folder / "his", 1, -1)
+        (folder / "his").chmod(mode)
+
+    assert 200 == s3.put("his/k", b"x").status
+    assert mode == stat.S_IMODE((folder / "his").stat().st_mode)
+
+
+def test_a_file_of_the_last_time_there_is_can_be_replaced(s3: Client, folder: Path) -> None:
+    s3.put("k", b"old")
+    os.utime(folder / "k", (2**40, 2**40))  # the disk's own maximum
+    first = s3.get("k").body
+    tagged = s3.put("k", b"<Tagging><TagSet/></Tagging>", query="tagging")
+    os.utime(folder / "k", (2**40, 2**40))
+    replaced = s3.put("k", b"new")
+
+    assert (b"old", 200, 200, b"new") == (
+        first, tagged.status, replaced.status, s3.get("k").body)
 
 
 @pytest.mark.parametrize("prefix", ["", "shut", "shut/", "shut/k"])

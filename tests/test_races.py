@@ -609,6 +609,44 @@ def test_the_front_waits_for_nobodys_lock(
         s3.get("k").body if method == "PUT" else s3.get("k").status)
 
 
+def test_a_delete_that_is_done_is_not_done_again(
+    fake: s3mini.Fake, s3: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind its commit the front waited for the lock once more, and a thread began anew: another
+    one's PUT, in between, was gone.
+    """
+    put(s3, "k")
+    real, taken = s3mini.Store._lock_number, []
+
+    def lock(store: s3mini.Store, number: int) -> Any:
+        taken.append(number)
+        if s3mini.TURNS.in_front and len(taken) > 1:
+            raise s3mini.NotQuickError
+        return real(store, number)
+
+    monkeypatch.setattr(s3mini.Store, "_lock_number", lock)
+    etag = s3.head("k").etag
+    taken.clear()
+    reply = s3.delete("k", {"if-match": f'"{etag}"'})
+
+    assert (204, 1) == (reply.status, len(taken))
+    assert [] == [p.name for p in Path(fake.data, "media").iterdir() if p.name != ".s3mini"]
+
+
+def test_settings_that_others_change_are_seen_at_once(tmp_path: Path) -> None:
+    """A disk's clock ticks: two changes within a tick look like none."""
+    one, other = (s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False)) for _ in range(2))
+    one.create()
+    for number in range(100):
+        one.change_about(tags={"n": str(2 * number)})
+        assert {"n": str(2 * number)} == (other.about() or {})["tags"]
+        info = (tmp_path / "b/.s3mini/bucket.json").stat()
+        one.change_about(tags={"n": str(2 * number + 1)}, pad="" if number < 5 else None)
+        os.utime(tmp_path / "b/.s3mini/bucket.json", ns=(info.st_mtime_ns, info.st_mtime_ns))
+
+        assert {"n": str(2 * number + 1)} == (other.about() or {})["tags"]
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "HEAD"])
 def test_the_front_hashes_no_large_file(
     fake: s3mini.Fake, s3: Client, beside: Callable[..., list[Reply]],

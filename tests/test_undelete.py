@@ -9,13 +9,14 @@ import hmac
 import io
 import itertools
 import json
+import os
 import threading
 import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 from conftest import Serve, Server, flip
@@ -471,6 +472,40 @@ def test_versions_outlast_the_section_of_their_bucket(serve: Serve) -> None:
     kept.server.start()
 
     assert ["1 brought back"] == kept.undelete()[1:]
+
+
+def test_a_day_that_another_process_tidied_away_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), keep=3600)
+    store.create()
+    put(store, "k", b"x", "n")
+    real, gone = s3mini.Store._write_file, []
+
+    def write(self: s3mini.Store, folder: s3mini.Folder, *arguments: Any, **named: Any) -> None:
+        if not gone:
+            gone.append(folder.path)
+            os.rmdir(folder.path)
+        real(self, folder, *arguments, **named)
+
+    monkeypatch.setattr(s3mini.Store, "_write_file", write)
+    store.delete("k", s3mini.no_check)
+
+    assert ["k"] == [version.key for version in store.versions()]
+
+
+def test_who_tidies_meets_days_that_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), keep=3600)
+    store.create()
+    put(store, "k", b"x", "n")
+    store.delete("k", s3mini.no_check)
+    day = store._days()[0]
+    monkeypatch.setattr(s3mini.Store, "_days", lambda self: ["2001-01-01", day])
+    store.prune_versions(time.time() + 1)
+
+    assert [] == list(store.versions())
 
 
 def test_a_stray_file_among_the_versions_does_no_harm(serve: Serve) -> None:
