@@ -270,13 +270,14 @@ class S3Error(Exception):
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk says, or a full quota of its own
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # nothing is wrong with the file
 
 
 def error_of_disk(why: OSError) -> S3Error:
     """What a client is told of an OSError; the log has the rest."""
     if why.errno in (*FULL, errno.EFBIG):
         return S3Error("InsufficientStorage")
-    if why.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+    if why.errno in EXHAUSTED:
         return S3Error("ServiceUnavailable")
     if why.errno == errno.ENAMETOOLONG:
         return S3Error("KeyTooLongError", "The key makes a path too long for the server's disk.")
@@ -318,12 +319,15 @@ def parse_count(text: str) -> int:
 
 
 def parse_workers(text: str) -> int:
-    if text == "auto":
-        return 0
-    try:
-        return parse_count(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is neither auto nor a whole number from 1 to 9999999") from None
+    if text != "auto" and not re.fullmatch("[1-9][0-9]?", text):
+        raise ValueError(f"{text!r} is neither auto nor a whole number from 1 to 99")
+    return 0 if text == "auto" else int(text)
+
+
+def parse_folder(text: str) -> str:
+    if not text:
+        raise ValueError("a folder has a name; leave the line out for s3mini-data")
+    return text
 
 
 def parse_size(text: str) -> int:
@@ -372,6 +376,8 @@ def parse_domains(text: str) -> tuple[str, ...]:
 def parse_listen(text: str) -> tuple[str, ...]:
     """Addresses to listen on: HOST:PORT, [IPV6]:PORT or unix:/PATH. Raises ValueError."""
     for address in parse_list(text):
+        if re.fullmatch(r"\*?:[0-9]{1,5}", address):
+            raise ValueError(f"{address!r} has no host; write 0.0.0.0{address.lstrip('*')}")
         match = re.fullmatch(r"(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\]):([0-9]{1,5})", address)
         if not (address.startswith("unix:/") or match and int(match[1]) < 65536):
             raise ValueError(f"{address!r} is not an address like 127.0.0.1:9000 or unix:/PATH")
@@ -392,12 +398,18 @@ def parse_public(text: str) -> tuple[str, ...]:
         if prefix.startswith("/"):  # it would open nothing
             raise ValueError(f"{prefix!r} begins with a slash, and keys do not; write "
                              f"{prefix.lstrip('/')}")
+        if "*" in prefix:
+            raise ValueError(f"{prefix!r} is a prefix as it is, and * stands for nothing; write "
+                             f"{prefix.partition('*')[0] or 'read'}")
     return parse_list(text)
 
 
 def parse_origins(text: str) -> tuple[str, ...]:
     """Origins whose pages may use the bucket: "*" or https://app.example.com. Raises ValueError."""
     for origin in parse_list(text):
+        if re.fullmatch("[^:/]+://[^/]+/+", origin):
+            raise ValueError(f"{origin!r} has a slash behind it, and origins do not; write "
+                             f"{origin.rstrip('/')}")
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.:*\[\]-]+", origin):
             raise ValueError(f"{origin!r} is neither * nor an origin like https://app.example.com")
     return parse_list(text)
@@ -414,13 +426,13 @@ class Option(NamedTuple):
     scope: str  # "server" or "bucket"
     parse: Callable[[str], Any]  # raises ValueError with the rest of a sentence
     default: str  # as it would be written in the file
-    help: str  # one line for buckets.ini.example and the README
+    help: str  # one line for buckets.ini.example
 
 
 OPTIONS = (
     Option("listen", "server", parse_listen, "127.0.0.1:9000",
            "addresses: HOST:PORT, [::]:PORT or unix:/run/s3mini/sock; systemd's socket wins"),
-    Option("data", "server", parse_text, "s3mini-data",
+    Option("data", "server", parse_folder, "s3mini-data",
            "the data folder; a relative one starts at this file's folder"),
     Option("hosts", "server", parse_hosts, "",
            "more names that clients sign for, where a proxy changes Host: media.example.com"),
@@ -457,7 +469,7 @@ OPTIONS = (
     Option("acl", "bucket", parse_yes, "no",
            "yes: the ACL public-read opens one object to anyone"),
     Option("html", "bucket", parse_yes, "no",
-           "yes: HTML and SVG objects may run scripts in browsers; no: they are sandboxed"),
+           "yes: HTML, SVG and XML objects may run scripts in browsers; no: they are sandboxed"),
     Option("quota", "bucket", parse_size, "0",
            "bytes the bucket may hold, kept versions and unfinished uploads counted; 0: no limit"),
     Option("keep", "bucket", parse_duration, "0",
@@ -571,6 +583,7 @@ class IniReader:
     def __init__(self, text: str, source: str, folder: str):
         self.text, self.source, self.folder = text, source, folder
         self.tables: dict[str, dict[str, str]] = {}  # section -> its own options, as written
+        self.private = [os.path.join(folder, os.path.basename(source))]  # nobody is to fetch them
 
     def read(self) -> Config:
         """Raises ConfigError."""
@@ -605,6 +618,10 @@ class IniReader:
         server["data"] = self.absolute(server["data"])
         for name in ("tls_cert", "tls_key"):
             server[name] = server[name] and self.absolute(server[name])
+        if server["tls_key"] and not server["tls_cert"]:
+            self.fail("SERVER", "tls_key", "tls_key in [SERVER] without tls_cert: nothing would be "
+                      "encrypted; add tls_cert, the certificate's file")
+        self.private += filter(None, (server["tls_key"], server["tls_cert"]))
         self.check_sections(sections)
         self.check_folders(sections, server["data"])
         known = {s.access_key: s.secret_key for s in sections if s.access_key}
@@ -658,7 +675,8 @@ class IniReader:
             "[/,]", found["access_key"]
         ):
             place = self.home(name, "access_key")
-            self.fail(name, "access_key", f"access_key in [{place}]: no spaces, '/' or ','")
+            self.fail(name, "access_key",
+                      f"access_key in [{place}]: ASCII without spaces, '/' or ','")
         found["path"] = found["path"] and self.absolute(found["path"])
         if found["path"] and ("*" in pattern or "path" not in own):
             self.fail(
@@ -678,13 +696,16 @@ class IniReader:
             found = os.environ.get(place, "").strip()
             trouble = f"the environment variable {place!r} is not set; set it"
         elif kind == "file":
+            self.private.append(self.absolute(place))
             try:
                 with open(self.absolute(place), encoding="utf-8") as file:
                     found = file.read().strip()
                 trouble = f"{self.absolute(place)} is empty; write the secret into it"
             except (OSError, UnicodeDecodeError) as why:
                 found, reason = "", getattr(why, "strerror", "it is no UTF-8 text")
-                trouble = f"cannot read {self.absolute(place)}: {reason}; let it hold the secret"
+                advice = ("let the server's user read it" if isinstance(why, PermissionError)
+                          else "let it hold the secret")
+                trouble = f"cannot read {self.absolute(place)}: {reason}; {advice}"
         if text and not found:
             self.fail(section, "secret_key",
                       f"secret_key in [{self.home(section, 'secret_key')}]: {trouble}")
@@ -721,6 +742,14 @@ class IniReader:
                 other = first if s.path else s
                 self.fail(guilty.name, "path", f"path in [{guilty.name}]: {path} is the folder of "
                           f"[{other.name}] too; give each bucket one of its own")
+        within = {os.path.realpath(place): "is to be kept private" for place in self.private}
+        within[os.path.join(os.path.realpath(data), "")] = "is the data folder"
+        within.update({path: f"is the folder of [{s.name}]" for path, s in known.items()})
+        for path, s in known.items():
+            for place, what in within.items():
+                if place.startswith(os.path.join(path, "")):
+                    self.fail(s.name, "path", f"[{s.name}] would hold {place}, which {what}: give "
+                              "it another path")
 
     def check_options(self, s: Section, sections: tuple[Section, ...]) -> None:
         """A section for one more key has no option that nothing would come of. Raises ConfigError.
@@ -802,9 +831,9 @@ def load_config(path: str) -> Config:
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a UTF-8 text file; save it as UTF-8") from None
     except OSError as why:
-        raise ConfigError(
-            f"cannot read {path}: {why.strerror}; give another with --config"
-        ) from None
+        advice = ("let this user read it" if isinstance(why, PermissionError) else
+                  "give another with --config")
+        raise ConfigError(f"cannot read {path}: {why.strerror}; {advice}") from None
     return IniReader(text, path, os.path.dirname(os.path.abspath(path))).read()
 
 
@@ -1897,6 +1926,9 @@ def explain(head: Head, claim: Claim, secret: str, query: str) -> str:
     for stray in (secret + " ", secret + "\n", secret + "\r\n", " " + secret, secret.strip()):
         if stray != secret and fits(stray, {}):
             return f"{default} The client's secret key has a stray space or newline around it."
+    if "X-Amz-Signature" in head.query:
+        return (f"{default} Was the URL made for another host than {head.host}? Then name that in "
+                "buckets.ini: hosts = ...")
     return default
 
 
@@ -2868,6 +2900,11 @@ class Entry(NamedTuple):
     def fits(self, info: os.stat_result) -> bool:
         return (self.size, self.mtime_ns) == (info.st_size, info.st_mtime_ns)
 
+    def fits_cut(self, info: os.stat_result) -> bool:
+        """Whether it would fit, had the time whole seconds only: tar and cpio restore it so."""
+        cut = self.mtime_ns // 1_000_000_000 * 1_000_000_000
+        return (self.size, cut) == (info.st_size, info.st_mtime_ns)
+
     def spans(self) -> Iterator[tuple[int, int, str]]:
         """(start, size, MD5) of what is known of the content: the whole, or each part."""
         if self.md5:
@@ -2894,6 +2931,10 @@ class Sidecar(NamedTuple):
         """The entry that describes the data file as it is now."""
         found = [e for e in (self.current, self.previous) if e and e.fits(info)]
         return next((e for e in found if e.ino == info.st_ino), found[0] if found else None)
+
+    def of_size(self, info: os.stat_result) -> list[Entry]:
+        """Those that the data file may be, should its time have changed on the way here."""
+        return [e for e in (self.current, self.previous) if e and e.size == info.st_size]
 
 
 ENTRY_TYPES = {name: type(value) for name, value in Entry(0, "", "", 0)._asdict().items()}
@@ -3010,7 +3051,6 @@ HAS_DIR_FD = os.open in os.supports_dir_fd and O_DIRECTORY != 0
 READ_FLAGS = os.O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_BINARY
 CHANGE_FLAGS = os.O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_BINARY
 GONE = (FileNotFoundError, NotADirectoryError)  # a folder that was pruned, or is a link by now
-EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # nothing is wrong with the file
 LINK_ERRORS = (errno.ELOOP, errno.EMLINK)  # what O_NOFOLLOW answers on Linux, on BSD
 
 
@@ -4747,8 +4787,8 @@ class Store:
         self, fd: int, info: os.stat_result, key: str, sidecar: Optional[Sidecar]
     ) -> Entry:
         """What a file is that no entry describes: a version from a backup, or a new one."""
-        for entry in (sidecar.current, sidecar.previous) if sidecar else ():
-            if entry and entry.size == info.st_size and entry.describes(fd):
+        for entry in sidecar.of_size(info) if sidecar else ():
+            if entry.describes(fd) or entry.fits_cut(info):  # if it rotted, `check` is to tell
                 return entry._replace(mtime_ns=info.st_mtime_ns, ino=info.st_ino)
         entry = unread(info, key)
         if info.st_size <= ADOPT_BYTES:
@@ -6086,13 +6126,21 @@ class Inspector:
             os.close(place.fd)
 
     def _unknown(self, place: Place, key: str) -> Iterator[Finding]:
-        """A file without an entry: new ones are adopted by the first reader, and no finding."""
+        """A file without an entry. What is new, or back from a backup, is no finding."""
         kind = self.store.judge(key, place, self.repair)
-        if kind and self.repair:
+        if not kind:
+            return
+        sidecar, info = self.store.read_sidecar(place), os.fstat(place.fd)
+        entries = sidecar.of_size(info) if kind == "changed" and sidecar else []
+        if any(entry.describes(place.fd) for entry in entries):
+            kind = ""  # from a backup
+        elif any(entry.fits_cut(info) for entry in entries):
+            kind = "damaged"
+        if self.repair and kind != "damaged":
             with contextlib.suppress(S3Error):  # it was deleted just now
                 self.store.head(key)
         if kind:
-            yield Finding(kind, key, "", self.repair)
+            yield Finding(kind, key, "", self.repair and kind != "damaged")
 
     def _deep(self, place: Place, key: str, entry: Entry) -> Iterator[Finding]:
         """Every byte against the MD5s that are known, and a checksum of the whole."""
@@ -6298,8 +6346,10 @@ class Buckets:
             except OSError as why:
                 if not section.path:
                     raise
+                advice = ("mount it for writing; under systemd: ReadWritePaths="
+                          if why.errno == errno.EROFS else "this user must own it")
                 raise self.config.mistake("path", section.name, f"cannot use {section.path}: "
-                                          f"{why.strerror}; this user must own it") from None
+                                          f"{why.strerror}; {advice}") from None
         return [*self.clean(), *self._each(Store.count)]
 
     def clean(self, age: float = 0) -> list[str]:
@@ -8535,7 +8585,7 @@ class App:
         return Remembered(start, content, access_key)
 
     def answer(self, call: Call) -> Answer:
-        """Raises only what is a bug, or Disconnected: an error is an answer too."""
+        """Raises what is a bug, Disconnected, NotQuickError: an error is an answer too."""
         answer = Answer(Response(500), call.head.path)
         try:
             answer.bucket, key, in_host = self.split_target(call.head)
@@ -8549,6 +8599,8 @@ class App:
         except OSError as why:
             error = error_of_disk(why)
             answer.code, answer.trouble = error.code, f"{type(why).__name__}: {why}"
+            if isinstance(why, PermissionError):
+                answer.trouble += "; the server's user must own what lies below its folder"
             answer.response = error_response(error, answer.resource, call.id)
         headers = answer.response.headers
         headers["x-amz-request-id"] = headers["x-amz-id-2"] = call.id
@@ -9615,8 +9667,10 @@ def open_listener(address: str) -> socket.socket:
         sock.listen(BACKLOG)
         return sock
     except OSError as why:
-        raise ConfigError(f"cannot listen on {address}: {why.strerror or why}; is another server "
-                          "there? give another: listen in buckets.ini, or --listen") from None
+        cause = {errno.EADDRINUSE: "is another server there? ([::] takes IPv4 too.) G",
+                 errno.EACCES: "this user may not; g"}.get(why.errno or 0, "g")
+        raise ConfigError(f"cannot listen on {address}: {why.strerror or why}; {cause}ive another: "
+                          "listen in buckets.ini, or --listen") from None
 
 
 def listen_unix(path: str) -> socket.socket:
@@ -9812,9 +9866,12 @@ secret_key = {secret_key}
 
 SETTINGS = """
 Django (django-storages[s3]), in settings.py:
-    STORAGES["default"] = {{"BACKEND": "storages.backends.s3.S3Storage", "OPTIONS": {{
-        "endpoint_url": "{url}", "bucket_name": "{bucket}",
-        "access_key": "{access_key}", "secret_key": "{secret_key}"}}}}
+    STORAGES = {{
+        "default": {{"BACKEND": "storages.backends.s3.S3Storage", "OPTIONS": {{
+            "endpoint_url": "{url}", "bucket_name": "{bucket}",
+            "access_key": "{access_key}", "secret_key": "{secret_key}"}}}},
+        "staticfiles": {{"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}},
+    }}
 
 boto3:
     s3 = boto3.client("s3", endpoint_url="{url}",
@@ -9871,8 +9928,22 @@ def warn_of_readers(path: str) -> None:
             sys.stderr.write(f"s3mini: everybody can read {path}, and its keys; chmod 640 {path}\n")
 
 
+def warn_of_settings(config: Config) -> None:
+    """Say what an operator would not want, and may not see."""
+    for section in config.sections:
+        if section.secret_key.startswith("change-me"):
+            sys.stderr.write(f"s3mini: [{section.name}] has the example's secret_key; write one of "
+                             "your own\n")
+    with contextlib.suppress(OSError):
+        try:
+            check_user(config.data)
+        except ConfigError as why:
+            sys.stderr.write(f"s3mini: {why}\n")
+
+
 def run(config: Config, greeting: str = "") -> int:
     """Serve until told to end. Raises ConfigError."""
+    warn_of_settings(config)
     if sys.getfilesystemencoding().lower().replace("-", "") != "utf8":
         raise ConfigError("file names must be UTF-8 here; set PYTHONUTF8=1 or LANG=C.UTF-8")
     tls = tls_context(config) is not None
@@ -9882,7 +9953,8 @@ def run(config: Config, greeting: str = "") -> int:
     try:
         troubles = Buckets(config, Disk(config.durability == "disk")).prepare()
     except (OSError, S3Error) as why:
-        raise ConfigError(f"cannot use the data folder {config.data}: {why}") from None
+        advice = "; this user must own it" if isinstance(why, PermissionError) else ""
+        raise ConfigError(f"cannot use the data folder {config.data}: {why}{advice}") from None
     for trouble in troubles:
         sys.stderr.write(f"s3mini: {trouble}\n")
     for sock in listeners:
@@ -9941,7 +10013,8 @@ def command_first(options: Any) -> int:
     section = next((s for s in config.sections if s.access_key), None)
     greeting = f"Keys:    {os.path.abspath(options.config)}{' (new)' if fresh else ''}\n"
     greeting += f"Objects: {config.data}\n"
-    if section and (fresh or sys.stdout.isatty()):
+    has_url = not config.listen[0].startswith("unix:")
+    if section and has_url and (fresh or sys.stdout.isatty()):
         greeting += settings(section.access_key, section.secret_key, section.pattern)
     return run(config, greeting)
 
@@ -9980,7 +10053,10 @@ def make_dev_buckets(config: Config, names: list[str]) -> None:
 
 
 def chosen_buckets(options: Any) -> Iterator[tuple[str, Store]]:
-    """The buckets that a command is about: the one named, or all. Raises ConfigError."""
+    """The buckets that a command is about: the one named, or all. Raises ConfigError.
+
+    Where one is not there, not before the others had their turn.
+    """
     config = with_options(load_config(options.config), options)
     buckets = Buckets(config, Disk(config.durability == "disk"))
     try:
@@ -9988,6 +10064,7 @@ def chosen_buckets(options: Any) -> Iterator[tuple[str, Store]]:
     except OSError as why:
         raise ConfigError(f"cannot use the data folder {config.data}: {why.strerror}; --data names "
                           "another") from None
+    trouble = ""
     for name in names:
         try:
             store = buckets.open(name)
@@ -9995,10 +10072,13 @@ def chosen_buckets(options: Any) -> Iterator[tuple[str, Store]]:
             raise ConfigError(
                 f"there is no bucket {name!r}; `config` shows those there are"
             ) from None
-        if store.about() is None:
-            raise ConfigError(f"the bucket {name!r} has no folder yet: {store.root}")
-        check_user(store.room)
-        yield name, store
+        if store.about() is not None:
+            check_user(store.room)
+            yield name, store
+            continue
+        trouble = f"the bucket {name!r} is not there: the server has yet to make {store.root}"
+    if trouble:
+        raise ConfigError(trouble)
 
 
 def check_user(path: str) -> None:
@@ -10013,8 +10093,8 @@ def check_user(path: str) -> None:
         name = pwd.getpwuid(owner).pw_name
     except KeyError:
         name = f"'#{owner}'"  # as a shell wants it
-    raise ConfigError(f"{path} is {name}'s: the server could not read what root writes there; run "
-                      f"this as that user, with `sudo -u {name}` before it")
+    raise ConfigError(f"{path} is {name}'s: a server of that user could not read what root writes "
+                      f"there; run this as that user, with `sudo -u {name}` before it")
 
 
 class Meter:
@@ -10083,7 +10163,15 @@ def on_terminal(text: str) -> str:
 def command_manifest(options: Any) -> int:
     """Print a file for md5sum -c or sha256sum -c, to be run in the same folder."""
     code = 0
+
+    def tell(why: OSError) -> None:
+        nonlocal code
+        if os.path.basename(str(why.filename)) != "lost+found":  # every ext4 disk has that one
+            code = 1
+            sys.stderr.write(f"s3mini: {why}\n")
+
     for _, store in chosen_buckets(options):
+        deque(os.walk(store.root, onerror=tell), 0)  # a listing leaves those out
         for item in store.scan("", Cursor()):
             entry = store.peek(item)
             if entry:
@@ -10094,9 +10182,8 @@ def command_manifest(options: Any) -> int:
                     digest = known or hash_path(path, algorithm)
                 except FileNotFoundError:
                     continue  # it was deleted meanwhile
-                except PermissionError as why:
-                    code = 1
-                    sys.stderr.write(f"s3mini: {why}\n")
+                except OSError as why:
+                    tell(why)
                     continue
                 print(manifest_line(digest, os.path.relpath(path)))
     return code
@@ -10127,10 +10214,12 @@ def command_undelete(options: Any) -> int:
         if not store.keep:
             raise ConfigError(f"[{name}] keeps nothing; keep = 7d in buckets.ini would")
         for version in store.lost(options.prefix, since):
-            shown = f"{name}/{on_terminal(version.key)}"
+            shown, beside = f"{name}/{on_terminal(version.key)}", ""
             try:
                 if store.is_in_place(version):
                     continue
+                with contextlib.suppress(S3Error):
+                    beside = f", for the {store.head(version.key).size} bytes that are there now"
                 if options.dry_run:
                     version.check()
                 else:
@@ -10141,7 +10230,7 @@ def command_undelete(options: Any) -> int:
                 continue
             count += 1
             went = render_iso_date(version.gone)
-            print(f"{shown}  {version.entry.size} bytes, went {went}")
+            print(f"{shown}  {version.entry.size} bytes, went {went}{beside}")
     print(f"{count} {'could be brought back' if options.dry_run else 'brought back'}")
     return 1 if failed else 0
 
@@ -10219,7 +10308,7 @@ def parse_arguments(argv: list[str]) -> Any:
             command.add_argument(flag, action="store_true", help=help_text)
         if name == "undelete":
             command.add_argument("prefix", nargs="?", default="", metavar="PREFIX", help="of keys")
-            command.add_argument("--since", default="1h", help="how far back: 30m, 1h, 2d")
+            command.add_argument("--since", default="1h", help="30m, 2d; default: 1h")
         if name == "config":
             command.add_argument("--example", action="store_true", help="print buckets.ini.example")
         if name == "dev":
@@ -10232,7 +10321,7 @@ FLAGS = {
               "--repair": "mend what can be mended without losing anything",
               "--json": "a line of JSON for each finding, and one at the end"},
     "manifest": {"--sha256": "SHA-256, computed now, instead of the MD5 that is known"},
-    "undelete": {"--dry-run": "only say what there is"},
+    "undelete": {"--dry-run": "only say what would be done"},
 }
 COMMANDS: dict[str, Callable[[Any], int]] = {
     "serve": command_serve, "dev": command_dev, "config": command_config,

@@ -19,7 +19,7 @@ from signing_client import Client
 
 LOCATION = """\
 location / {
-    proxy_pass http://127.0.0.1:8005;
+    proxy_pass http://127.0.0.1:9000;
     proxy_http_version 1.1;
     proxy_set_header Host $http_host;
     proxy_set_header Connection "";
@@ -67,7 +67,7 @@ class Nginx:
     def __init__(self, folder: Path, address: str, http2: bool = False) -> None:
         self.folder, self.http2 = folder, http2
         self.cafile = str(folder / "ca.pem")
-        self._location = LOCATION.replace("127.0.0.1:8005", address)
+        self._location = LOCATION.replace("127.0.0.1:9000", address)
         self._program = rooms.program("nginx")
         make_certificate(folder)
 

@@ -155,6 +155,19 @@ def make_long(_: Client, folder: Path) -> str:
     return name
 
 
+def make_damaged_and_restored(s3: Client, folder: Path) -> str:
+    """As tar restores it: its time has no fraction of a second any more."""
+    s3.put("r", b"x" * 1000)
+    flip(folder / "r", 500)
+    cut_time(folder / "r")
+    return "r"
+
+
+def cut_time(path: Path) -> None:
+    seconds = path.stat().st_mtime_ns // 10**9 * 10**9
+    os.utime(path, ns=(seconds, seconds))
+
+
 def make_shadowed(s3: Client, folder: Path) -> str:
     s3.put("folder/a", b"content")
     (folder / "folder" / "a%").write_bytes(b"put there by hand")
@@ -174,6 +187,7 @@ def make_orphan_beside_a_folder(s3: Client, folder: Path) -> str:
 MAKERS = {  # a name: (how it is made, its kind, the flags that find it, whether it is mended)
     "a flipped bit": (make_damaged, "damaged", ("--deep",), False),
     "a flipped bit in a part": (make_damaged_parts, "damaged", ("--deep",), False),
+    "a flipped bit that tar restored": (make_damaged_and_restored, "damaged", ("--deep",), False),
     "a file edited by hand": (make_changed, "changed", (), True),
     "a sidecar cut short": (make_unreadable_sidecar, "unreadable-sidecar", (), True),
     "a large file by hand": (make_unhashed, "unhashed", (), True),
@@ -514,6 +528,50 @@ def test_writers_at_work_cause_no_false_findings(check: Checker, s3: Client, fol
     assert [] == found(lines)
     assert [] == failures
     assert not (folder / ".s3mini" / "damaged").exists()
+
+
+@pytest.mark.parametrize("flags", [(), ("--repair",), ("--deep",)])
+def test_what_was_restored_whole_is_no_finding(
+    check: Checker, s3: Client, folder: Path, flags: tuple[str, ...]
+) -> None:
+    multipart(s3, "m", b"x" * (5 * MIB), b"y")
+    s3.put("a", b"1")
+    s3.put("a", b"2")
+    etag = s3.head("m").etag
+    for name in "am":
+        cut_time(folder / name)
+
+    assert [] == check(*flags)[1]
+    assert (etag, b"2") == (s3.head("m").etag, s3.get("a").body)
+
+
+def test_what_rotted_on_its_way_back_keeps_what_is_known_of_it(
+    check: Checker, s3: Client, folder: Path
+) -> None:
+    """Else the MD5 that tells would be gone, with the first GET."""
+    make_damaged_and_restored(s3, folder)
+    sidecar_before = json.loads(sidecar(folder / "r").read_bytes())["current"]
+    first = check("--deep", "--repair")[1]
+    body = s3.get("r").body
+    second = check("--deep", "--repair")[1]
+
+    assert [("damaged", "r", False)] == found(first) == found(second)
+    assert hashlib.md5(body).hexdigest() != sidecar_before["md5"] == json.loads(
+        sidecar(folder / "r").read_bytes())["current"]["md5"]
+
+
+def test_a_manifest_without_a_folder_says_so(
+    server: Server, bucket: str, s3: Client, folder: Path, unreadable: Callable[[Path], None]
+) -> None:
+    s3.put("a", b"x")
+    s3.put("shut/b", b"x")
+    (folder / "lost+found").mkdir()
+    for name in ("shut", "lost+found"):
+        unreadable(folder / name)
+    done = run(server, "manifest", bucket)
+
+    assert (1, 1, 1) == (done.code, done.out.count("\n"), done.err.count("\n"))
+    assert f"{folder}/shut" in done.err
 
 
 # -- manifest --------------------------------------------------------------------------------------

@@ -362,6 +362,29 @@ def test_a_folder_that_is_refused_is_one_sentence(start: Start, tmp_path: Path) 
     assert (1, True) == (program.said.count("\n"), str(tmp_path / "file") in program.said)
 
 
+def test_who_serves_as_root_or_with_the_examples_keys_is_warned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = subprocess.run([sys.executable, PROGRAM, "config", "--example"], check=True,
+                             capture_output=True, text=True).stdout
+    (tmp_path / "buckets.ini").write_text(example)
+    config = s3mini.load_config(str(tmp_path / "buckets.ini"))
+    s3mini.warn_of_settings(config)
+    of_keys = capsys.readouterr().err
+    (tmp_path / "s3mini-data").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(s3mini, "check_user", lambda _: raises("sudo -u www-data"))
+    s3mini.warn_of_settings(config)
+
+    assert 4 == of_keys.count("\n") == of_keys.count("the example's secret_key")
+    assert "change-me" not in of_keys
+    assert "s3mini: sudo -u www-data\n" in capsys.readouterr().err
+
+
+def raises(sentence: str) -> None:
+    raise s3mini.ConfigError(sentence)
+
+
 def test_a_worker_that_cannot_be_forked_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -229,6 +229,32 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
         6,
         ["path in [b23]", "[{name}]"],
     ),
+    "a bucket around another": (
+        GOOD + "path = .\n[b23]\naccess_key = x\nsecret_key = y\npath = /tmp\n",
+        4,
+        ["[media] would hold", "buckets.ini", "private", "another path"],
+    ),
+    "a bucket around the data folder": (
+        "[SERVER]\ndata = /usr/share\n[bbb]\naccess_key = x\nsecret_key = y\npath = /usr\n",
+        6,
+        ["[bbb] would hold /usr/share", "data folder"],
+    ),
+    "a bucket around a bucket": (
+        "[bbb]\naccess_key = x\nsecret_key = y\npath = /usr/share\n"
+        "[ccc]\naccess_key = x\nsecret_key = y\npath = /usr\n",
+        8,
+        ["[ccc] would hold /usr/share", "[bbb]"],
+    ),
+    "a key without its certificate": (
+        "[SERVER]\ntls_key = key.pem\n" + GOOD, 2, ["tls_key in [SERVER]", "add tls_cert"]),
+    "a star in public": (GOOD + "public = images/*\n", 4, ["'images/*'", "write images/"]),
+    "an origin with a path": (
+        GOOD + "cors = https://app.example.com/\n", 4, ["slash", "write https://app.example.com"]),
+    "a port alone": ("[SERVER]\nlisten = :9000\n" + GOOD, 2, ["':9000'", "write 0.0.0.0:9000"]),
+    "too many workers": ("[SERVER]\nworkers = 100\n" + GOOD, 2, ["'100'", "1 to 99"]),
+    "no data folder": ("[SERVER]\ndata =\n" + GOOD, 2, ["data in [SERVER]", "s3mini-data"]),
+    "a key that is no ASCII": (
+        "[media]\naccess_key = ä\nsecret_key = s\n", 2, ["access_key in [media]: ASCII"]),
     "nothing": ("", 1, ["no bucket", "[media]", "access_key"]),
     "no bucket": ("# my buckets\n[SERVER]\nlisten = a:1\n", 1, ["no bucket", "[media]"]),
     "no section": ("access_key = x\n", 1, ["section"]),

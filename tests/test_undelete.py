@@ -329,6 +329,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(kept: Kept, s3: Client) -> 
     done = kept.undelete()
     assert planned[:-1] == done[:-1]
     assert ("2 could be brought back", "2 brought back") == (planned[-1], done[-1])
+    assert [True, False] == ["for the 1 bytes that are there now" in line for line in done[:-1]]
     assert (b"1", b"b") == (s3.get("a").body, s3.get("b").body)
 
 
