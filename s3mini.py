@@ -100,7 +100,8 @@ MAX_DEPTH = 16  # nested XML elements                                          [
 MAX_KEYS = 1000  # names on one page of a listing, keys in one DeleteObjects   [AWS]
 MAX_SIDECAR = 8 * MIB  # bytes, a sidecar: two entries of 10,000 parts         [ours]
 MAX_FORM = 20 * KIB  # bytes, fields of a POST form before the file            [AWS: POST]
-MAX_TAGS = 10  # tags of an object; 50 of a bucket                             [AWS: tagging]
+MAX_TAGS = 10  # tags of an object                                             [AWS: tagging]
+MAX_BUCKET_TAGS = 50  # tags of a bucket                                       [AWS: tagging]
 
 PIECE = 256 * KIB  # bytes, one read of a body or a file                       [measured]
 HASH_AHEAD = 2  # pieces of a body that wait for the slowest hash               [measured]
@@ -145,9 +146,9 @@ OPEN_LEVELS = 32  # folders, one in the other, that are held open at once      [
 ROUNDS = 8  # attempts of a reader or writer that meets changing folders       [ours]
 MTIME_TICK = 0.05  # seconds within which a folder's mtime may miss a change     [Linux: 4 ms]
 AGAIN_AFTER = 10  # times as long as it takes, a changing folder is listed anew  [ours]
-AT_A_GLANCE = 8  # names of a listing, and if the disk is read for them           [ours]
-FETCHED = 256  # more of them are fetched, with                                [ours]
-FETCHERS = 4  # threads                                                    [measured]
+AT_A_GLANCE = 8  # names of a listing between looks whether the disk is read for them [ours]
+FETCHED = 256  # sidecars that are fetched ahead where it is                       [ours]
+FETCHERS = 4  # threads that fetch them                                       [measured]
 FEW_NAMES = 64  # a folder with fewer is read anew for each page               [ours]
 CACHED_NAMES = 64 * MIB  # of the names in folders that were listed            [ours]
 NAMES_COST = 600  # bytes that each of them takes besides its names            [measured]
@@ -3051,6 +3052,7 @@ HAS_DIR_FD = os.open in os.supports_dir_fd and O_DIRECTORY != 0
 READ_FLAGS = os.O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_BINARY
 CHANGE_FLAGS = os.O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_BINARY
 GONE = (FileNotFoundError, NotADirectoryError)  # a folder that was pruned, or is a link by now
+FOLDERS_MOVED = (*GONE, IsADirectoryError)  # under a writer, who tries again
 LINK_ERRORS = (errno.ELOOP, errno.EMLINK)  # what O_NOFOLLOW answers on Linux, on BSD
 
 
@@ -3290,7 +3292,7 @@ class Disk:
         with contextlib.suppress(PermissionError), Folder.open(parent) as folder:
             self.sync_folder(folder)  # a parent that we may not read is not of our making
 
-    def settle(self, folder: Folder) -> None:
+    def unmark(self, folder: Folder) -> None:
         """Take the mark of a fresh folder away: its name is on disk."""
         if folder.fd is not None:
             os.fchmod(folder.fd, stat.S_IMODE(os.fstat(folder.fd).st_mode) & ~FRESH)
@@ -3510,7 +3512,6 @@ class Upload(NamedTuple):
     entry: Entry  # what the object will say of itself
     algorithm: str = ""  # of its checksums
     kind: str = ""  # FULL_OBJECT or COMPOSITE
-    owner: str = ""  # access key
 
 
 Check = Callable[[Optional[Entry]], None]
@@ -3716,13 +3717,6 @@ def is_at(fd: int, path: str) -> bool:
         return False
 
 
-def lock_at_once(fd: int) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise NotQuickError from None
-
-
 def open_locked(path: str, may_wait: bool = True, may_make: bool = True) -> int:
     """A file with an flock: it excludes threads, processes and, on a network disk, machines.
 
@@ -3735,9 +3729,12 @@ def open_locked(path: str, may_wait: bool = True, may_make: bool = True) -> int:
             if may_wait:
                 TURNS.wait_for(fcntl.flock, fd, fcntl.LOCK_EX)
             else:
-                lock_at_once(fd)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_at(fd, path):
                 return fd
+        except BlockingIOError:
+            os.close(fd)
+            raise NotQuickError from None
         except BaseException:
             os.close(fd)
             raise
@@ -4615,7 +4612,7 @@ class Store:
             place = self._open_data(names, key)
             with place.folder, closed_on_error(place.fd):
                 info = os.fstat(place.fd)
-                entry = self._known(place, info, key)
+                entry = self._entry_of(place, info, key)
                 if entry:
                     return Found(entry, place.fd)
             os.close(place.fd)
@@ -4657,7 +4654,7 @@ class Store:
                 folder = folder.child(name)
         return folder
 
-    def _known(self, place: Place, info: os.stat_result, key: str) -> Optional[Entry]:
+    def _entry_of(self, place: Place, info: os.stat_result, key: str) -> Optional[Entry]:
         """The entry that describes this data file, or None. Raises NoSuchKey on folding disks."""
         known = self._entries.get((self.root, key))
         if known and known.fits(info):
@@ -4754,7 +4751,7 @@ class Store:
             place = self._open_data(names, key)  # what is there now: no writer is at it
             with closed_on_error(place.fd, place.folder):
                 info = os.fstat(place.fd)
-                entry, sidecar = self._known(place, info, key), self.read_sidecar(place)
+                entry, sidecar = self._entry_of(place, info, key), self.read_sidecar(place)
         with place.folder, closed_on_error(place.fd):
             if not entry:
                 entry = self._identify(place.fd, info, key, sidecar)
@@ -4908,7 +4905,7 @@ class Store:
         try:
             if FRESH and folder.fd is not None and is_fresh(os.fstat(folder.fd)):
                 self.disk.sync_folder(parent)
-                self.disk.settle(folder)
+                self.disk.unmark(folder)
         except BaseException:
             folder.close()
             raise
@@ -4992,19 +4989,29 @@ class Store:
         entry = staged.seal(entry, time.time_ns())
         self.check_free(entry.size if staged.is_late else 0)
         names = names_of_key(key)
-        try:
+        with self._pruned_on_error(names[:-1]):
             for _ in range(ROUNDS):
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                with contextlib.suppress(*FOLDERS_MOVED):
                     with self._make_folder(names[:-1]) as folder, self.lock(key):
                         place, old = self._look(folder, names[-1], key)
                         check(old)
                         return self._commit_locked(place, staged, Sidecar(key, entry, old), charged)
-            self._check_here()
-            os.stat(self.temp)  # else what is missing is a folder of ours
-            raise S3Error("OperationAborted", "Folders come and go under this key. Try again.")
+            raise self._gave_up()
+
+    @contextlib.contextmanager
+    def _pruned_on_error(self, names: list[str]) -> Iterator[None]:
+        """The folders go that were made for what fails now."""
+        try:
+            yield
         except BaseException:
-            self._prune(names[:-1])
+            self._prune(names)
             raise
+
+    def _gave_up(self) -> S3Error:
+        """After ROUNDS. Raises NoSuchBucket, FileNotFoundError where that is why."""
+        self._check_here()
+        os.stat(self.temp)  # else what is missing is a folder of ours
+        return S3Error("OperationAborted", "Folders come and go under this key. Try again.")
 
     def _commit_locked(
         self, place: Place, staged: Staged, sidecar: Sidecar, charged: int
@@ -5017,7 +5024,7 @@ class Store:
             self.charge(change)  # first: what is refused must not leave a version
             try:
                 with self._kept(place, sidecar.key, old, self._keep_version):
-                    return self._replace(place, staged, sidecar)
+                    return self._swap_in(place, staged, sidecar)
             except BaseException:
                 if staged.path:  # it was not committed
                     self.charge(-change)
@@ -5111,7 +5118,7 @@ class Store:
             return Version(
                 path, str(about["key"]), int(match[1]) / 1e9, parse_entry(about["entry"])
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def lost(self, prefix: str, since: float) -> list[Version]:
@@ -5232,7 +5239,7 @@ class Store:
             if not name.endswith(".json") and info.st_nlink <= 1:
                 self.charge(-info.st_size)
 
-    def _replace(self, place: Place, staged: Staged, sidecar: Sidecar) -> Entry:
+    def _swap_in(self, place: Place, staged: Staged, sidecar: Sidecar) -> Entry:
         """The sidecar of step 4, to step 7. Before the data file's rename `previous` fits it, after
         it `current`.
         """
@@ -5327,7 +5334,10 @@ class Store:
             self.disk.sync_folder(folder)
 
     def _keeps_order(self) -> bool:
-        """Fast path: one fsync of four less where the disk cannot have the second rename alone."""
+        """Whether this disk has no later change of names without the earlier ones.
+
+        Fast path: one fsync of four less where it cannot have the second rename alone.
+        """
         if self._is_ordered is None:
             self._is_ordered = self.disk.keeps_order(self.root)
         return self._is_ordered
@@ -5369,20 +5379,16 @@ class Store:
         """
         numbers = sorted({zlib.crc32(k.encode()) % LOCKS for k in (source, key)})
         names, old_names = names_of_key(key), names_of_key(source)
-        try:
+        with self._pruned_on_error(names[:-1]):
             for _ in range(ROUNDS):
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                with contextlib.suppress(*FOLDERS_MOVED):
                     with self._make_folder(names[:-1]) as folder, self._locks(numbers):
                         done = self._rename_locked(source, folder, key, check_source, check)
                     if done:
                         self._prune(old_names[:-1])
                         return
                     self.update(source, lambda old: old, no_check)  # a later stamp
-            self._check_here()
-            raise S3Error("OperationAborted", "Folders come and go under this key. Try again.")
-        except BaseException:
-            self._prune(names[:-1])
-            raise
+            raise self._gave_up()
 
     def _rename_locked(
         self, source: str, folder: Folder, key: str, check_source: Callable[[Entry], None],
@@ -5686,7 +5692,7 @@ class Store:
         try:
             try:
                 info = item.folder.stat(item.name)
-                entry = self._known(Place(item.folder, item.name, -1), info, item.key)
+                entry = self._entry_of(Place(item.folder, item.name, -1), info, item.key)
             except FileNotFoundError:  # it stepped aside, or its folder came anew
                 entry = None
             return entry or self.head(item.key)
@@ -5723,17 +5729,17 @@ class Store:
             with open(os.path.join(self._upload_path(upload_id), "upload.json"), "rb") as file:
                 value = json.loads(file.read(MAX_DOCUMENT))
             value["entry"] = parse_entry(value["entry"])
-            return Upload(**{n: v for n, v in value.items() if n != "v"})
-        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
+            return Upload(**{n: v for n, v in value.items() if n in Upload._fields})
+        except (*GONE, ValueError, TypeError, KeyError, RecursionError):
             return None  # none, or damaged: then its parts cannot become an object any more
 
     def _upload_path(self, upload_id: str) -> str:
         return f"{self._uploads}/{upload_id}"
 
     def uploads(self) -> list[Upload]:
-        """All uploads under way, by key, then by age."""
+        """All uploads under way, by key, then by id, which begins with the time."""
         found = [self._read_upload(name) for name in os.listdir(self._uploads)]
-        return sorted((u for u in found if u), key=lambda u: (u.key, u.initiated, u.id))
+        return sorted((u for u in found if u), key=lambda u: (u.key, u.id))
 
     @contextlib.contextmanager
     def _upload_lock(self, upload: Upload) -> Iterator[Folder]:
@@ -6483,12 +6489,7 @@ class Buckets:
 # -- objects -------------------------------------------------------------------------------------
 
 KEPT_HEADERS = (
-    "content-type",
-    "content-disposition",
-    "content-language",
-    "cache-control",
-    "expires",
-)
+    "content-type", "content-disposition", "content-language", "cache-control", "expires")
 REFUSED_HEADERS = (
     "x-amz-server-side-encryption",
     "x-amz-object-lock-",
@@ -6637,8 +6638,7 @@ def checksum_headers(entry: Entry) -> dict[str, str]:
     return {**found, "x-amz-checksum-type": entry.checksum_type} if found else {}
 
 
-OVERRIDES = ("content-type", "content-language", "expires", "cache-control",
-             "content-disposition", "content-encoding")
+OVERRIDES = (*KEPT_HEADERS, "content-encoding")
 
 
 def parse_overrides(req: Request) -> dict[str, str]:
@@ -6835,7 +6835,6 @@ def delete_object(req: Request) -> Response:
     Raises PreconditionFailed, AccessDenied.
     """
     check_version(req)
-    check_delete_grant(req, req.key)
     req.store.delete(req.key, functools.partial(check_delete, req.headers, req.key))
     return Response(204)
 
@@ -7265,7 +7264,7 @@ def create_multipart_upload(req: Request) -> Response:
     """CreateMultipartUpload: an id for parts to come. [AWS] Raises as PutObject does."""
     algorithm, kind = parse_checksum_kind(req.headers)
     upload = Upload(new_upload_id(req.now), req.key, int(req.now), describe_object(req), algorithm,
-                    kind, req.access_key)
+                    kind)
     req.store.create_upload(upload)
     reply = xml_response("InitiateMultipartUploadResult", [
         ("Bucket", req.bucket), ("Key", req.key), ("UploadId", upload.id)])
@@ -7564,7 +7563,7 @@ def list_multipart_uploads(req: Request) -> Response:
     after = (marker, id_marker or "~") if marker else ("", "")  # "~" is behind every id
     rows: dict[str, Children] = {}  # common prefix or key + id, in order
     last, more = ("", ""), False
-    for u in sorted(req.store.uploads(), key=lambda u: (u.key, u.id)):
+    for u in req.store.uploads():
         if not u.key.startswith(prefix) or (u.key, u.id) <= after:
             continue
         common = common_prefix(u.key, prefix, delimiter)
@@ -7669,7 +7668,7 @@ def parse_bucket_configuration(data: bytes) -> dict[str, str]:
     if root.all("Location") or root.all("Bucket"):
         raise S3Error("NotImplemented", "Directory buckets are not done here.")
     nodes = [node for group in root.all("Tags") for node in group.all("Tag")]
-    return check_tags([(node.get("Key"), node.get("Value")) for node in nodes], 50)
+    return check_tags([(node.get("Key"), node.get("Value")) for node in nodes], MAX_BUCKET_TAGS)
 
 
 def check_bucket_acl(acl: str, section: Optional[Section]) -> None:
@@ -7784,11 +7783,11 @@ ALL_USERS = "http://acs.amazonaws.com/groups/global/AllUsers"
 XSI = 'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"'
 
 
-def acl_response(is_public: bool) -> Response:
+def acl_response(is_open: bool) -> Response:
     """An AccessControlPolicy: the owner's full control, and everybody's reading where it is so."""
     grants: Children = [("Grant", [(f'Grantee {XSI} xsi:type="CanonicalUser"', OWNER),
                                    ("Permission", "FULL_CONTROL")])]
-    if is_public:
+    if is_open:
         grants.append(("Grant", [(f'Grantee {XSI} xsi:type="Group"', [("URI", ALL_USERS)]),
                                  ("Permission", "READ")]))
     return xml_response("AccessControlPolicy", [("Owner", OWNER), ("AccessControlList", grants)])
@@ -8057,7 +8056,7 @@ def get_bucket_tagging(req: Request) -> Response:
 
 def put_bucket_tagging(req: Request) -> Response:
     """PutBucketTagging: up to 50. Raises MalformedXML, InvalidTag. [AWS]"""
-    req.store.change_about(tags=parse_tagging(req.document(), 50))
+    req.store.change_about(tags=parse_tagging(req.document(), MAX_BUCKET_TAGS))
     return Response(204)
 
 
@@ -8264,49 +8263,14 @@ ROUTES: dict[tuple[str, str, str], tuple[Operation, str]] = {
 
 # Every query name that turns a request into another operation, supported or not: one that is here
 # and has no route is NotImplemented. Were acl missing, GET /b/k?acl would give the object.
-SELECTORS = frozenset(
-    (
-        "abac",
-        "accelerate",
-        "acl",
-        "analytics",
-        "annotation",
-        "attributes",
-        "cors",
-        "delete",
-        "encryption",
-        "intelligent-tiering",
-        "inventory",
-        "legal-hold",
-        "lifecycle",
-        "list-type",
-        "location",
-        "logging",
-        "metadataConfiguration",
-        "metadataTable",
-        "metrics",
-        "notification",
-        "object-lock",
-        "ownershipControls",
-        "policy",
-        "policyStatus",
-        "publicAccessBlock",
-        "renameObject",
-        "replication",
-        "requestPayment",
-        "restore",
-        "retention",
-        "select",
-        "session",
-        "tagging",
-        "torrent",
-        "uploadId",
-        "uploads",
-        "versioning",
-        "versions",
-        "website",
-    )
-)
+SELECTORS = frozenset((
+    "abac", "accelerate", "acl", "analytics", "annotation", "attributes", "cors", "delete",
+    "encryption", "intelligent-tiering", "inventory", "legal-hold", "lifecycle", "list-type",
+    "location", "logging", "metadataConfiguration", "metadataTable", "metrics", "notification",
+    "object-lock", "ownershipControls", "policy", "policyStatus", "publicAccessBlock",
+    "renameObject", "replication", "requestPayment", "restore", "retention", "select", "session",
+    "tagging", "torrent", "uploadId", "uploads", "versioning", "versions", "website",
+))
 
 # On a write every other name is refused before anything is touched, but for these.
 AUTH_NAMES = frozenset((
@@ -9697,6 +9661,9 @@ def url_of(sock: socket.socket, tls: bool) -> str:
     return f"http{'s' if tls else ''}://{host}:{address[1]}"
 
 
+ENDS = (signal.SIGTERM, signal.SIGINT)
+
+
 def run_servers(
     config: Config, listeners: list[socket.socket], life: Optional[socket.socket] = None,
     loads: Optional[Loads] = None,
@@ -9714,11 +9681,11 @@ def run_servers(
         for server in servers:
             server.stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDS:
         signal.signal(number, stop)
     signal.set_wakeup_fd(servers[0].wake_fd, warn_on_full_buffer=False)
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
     servers[0].life = life
     threads = [threading.Thread(target=server.run) for server in servers[1:]]
     for thread in threads:
@@ -9773,10 +9740,10 @@ class Master:
         for sock in (self._wake_out, self._wake_in):
             sock.setblocking(False)
         signal.set_wakeup_fd(self._wake_in.fileno())
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDS:
             signal.signal(number, self._stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
         next_tidy = time.monotonic() + TIDY_SECONDS
         while not self.stopping:
             for slot in set(range(self.count)) - {slot for slot, _ in self.workers.values()}:
@@ -9806,8 +9773,7 @@ class Master:
 
     def _start(self, slot: int) -> None:
         """Fork a worker. Signals wait until it has its own handlers."""
-        signals = {signal.SIGTERM, signal.SIGINT}
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
         try:
             pid = os.fork()
         except OSError as why:  # no memory or no processes: there may be a moment later
@@ -9816,7 +9782,7 @@ class Master:
         if pid:
             if pid > 0:
                 self.workers[pid] = slot, time.monotonic()
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
             return
         status = 1
         try:
@@ -9949,7 +9915,7 @@ def run(config: Config, greeting: str = "") -> int:
     tls = tls_context(config) is not None
     listeners = open_listeners(config.listen)
     if hasattr(signal, "pthread_sigmask"):  # until the handlers are there, signals wait
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     try:
         troubles = Buckets(config, Disk(config.durability == "disk")).prepare()
     except (OSError, S3Error) as why:
