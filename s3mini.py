@@ -9196,6 +9196,7 @@ class Connection:
         return False
 
     def log(self, head: Head, answer: Answer, now: float, began: float, sent: int) -> None:
+        """A line for the operator; README.md tells what stands in it."""
         if answer.trouble:
             sys.stderr.write(f"s3mini: {answer.trouble}\n")
         if not self.server.log:
