@@ -1046,7 +1046,7 @@ def render_http_date(seconds: int) -> str:
 
 
 @functools.lru_cache(1024)
-def render_iso_date(seconds: float) -> str:
+def render_iso_date(seconds: int) -> str:
     """ "1994-11-06T08:49:37.000Z"."""
     return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(seconds))
 
@@ -1810,7 +1810,7 @@ def verify(
         secret = secret_of(keyring, claim.access_key)
         if abs(sent - now) > CLOCK_SKEW:
             raise S3Error("RequestTimeTooSkewed", RequestTime=claim.date,
-                          ServerTime=render_iso_date(now),
+                          ServerTime=render_iso_date(int(now)),
                           MaxAllowedSkewMilliseconds=CLOCK_SKEW * 1000)
     elif is_v4:
         claim, expires = parse_presigned(head)
@@ -1832,10 +1832,11 @@ def verify(
 def check_window(first: float, last: float, now: float) -> None:
     """Raises AccessDenied outside a presigned URL's time."""
     if now < first:
-        raise S3Error("AccessDenied", "Request is not valid yet", ServerTime=render_iso_date(now))
+        raise S3Error("AccessDenied", "Request is not valid yet",
+                      ServerTime=render_iso_date(int(now)))
     if now > last:
-        raise S3Error("AccessDenied", "Request has expired", Expires=render_iso_date(last),
-                      ServerTime=render_iso_date(now))
+        raise S3Error("AccessDenied", "Request has expired", Expires=render_iso_date(int(last)),
+                      ServerTime=render_iso_date(int(now)))
 
 
 def verify_v4(
@@ -7315,7 +7316,7 @@ def upload_part_copy(req: Request) -> Response:
     finally:
         found.close()
     return xml_response("CopyPartResult", [
-        ("LastModified", render_iso_date(req.now)), ("ETag", f'"{part.md5}"'),
+        ("LastModified", render_iso_date(int(req.now))), ("ETag", f'"{part.md5}"'),
         *[(f"Checksum{a}", v) for a, v in body.checksums.items()]])
 
 
@@ -9231,7 +9232,7 @@ SECRET_NAMES = re.compile(r"(?i)(?:x-amz-)?signature|x-amz-security-token|x-amz-
 
 def render_log_time(seconds: float) -> str:
     """ "1994-11-06T08:49:37.042Z": S3's own times have no milliseconds, a log needs them."""
-    return f"{render_iso_date(seconds)[:-4]}{int(seconds % 1 * 1000):03}Z"
+    return f"{render_iso_date(int(seconds))[:-4]}{int(seconds % 1 * 1000):03}Z"
 
 
 def hide_secrets(query_text: str) -> str:
@@ -10196,7 +10197,7 @@ def command_undelete(options: Any) -> int:
                 sys.stderr.write(f"s3mini: {shown} does not come back: {why}\n")
                 continue
             count += 1
-            went = render_iso_date(version.gone)
+            went = render_iso_date(int(version.gone))
             print(f"{shown}  {version.entry.size} bytes, went {went}{beside}")
     print(f"{count} {'could be brought back' if options.dry_run else 'brought back'}")
     return 1 if failed else 0
