@@ -271,6 +271,7 @@ class S3Error(Exception):
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk says, or a full quota of its own
+BAD_DISK = (errno.EIO, getattr(errno, "EUCLEAN", errno.EIO), getattr(errno, "EBADMSG", errno.EIO))
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # nothing is wrong with the file
 
 
@@ -399,9 +400,9 @@ def parse_public(text: str) -> tuple[str, ...]:
         if prefix.startswith("/"):  # it would open nothing
             raise ValueError(f"{prefix!r} begins with a slash, and keys do not; write "
                              f"{prefix.lstrip('/')}")
-        if "*" in prefix:
-            raise ValueError(f"{prefix!r} is a prefix as it is, and * stands for nothing; write "
-                             f"{prefix.partition('*')[0] or 'read'}")
+        if prefix.endswith("*"):  # so would a pattern, which this is not
+            raise ValueError(f"{prefix!r} is a prefix as it is; to open all that begins with it "
+                             f"write {prefix.rstrip('*')}")
     return parse_list(text)
 
 
@@ -581,8 +582,9 @@ class IniReader:
     a sentence needs one.
     """
 
-    def __init__(self, text: str, source: str, folder: str):
+    def __init__(self, text: str, source: str, folder: str, data: str = ""):
         self.text, self.source, self.folder = text, source, folder
+        self.data = data  # the data folder, whatever the file says
         self.tables: dict[str, dict[str, str]] = {}  # section -> its own options, as written
         self.private = [os.path.join(folder, os.path.basename(source))]  # nobody is to fetch them
 
@@ -616,13 +618,13 @@ class IniReader:
         sections = tuple(
             self.section(name, {**defaults, **table}, table) for name, table in tables.items()
         )
-        server["data"] = self.absolute(server["data"])
+        server["data"] = self.data or self.absolute(server["data"])
         for name in ("tls_cert", "tls_key"):
             server[name] = server[name] and self.absolute(server[name])
         if server["tls_key"] and not server["tls_cert"]:
             self.fail("SERVER", "tls_key", "tls_key in [SERVER] without tls_cert: nothing would be "
                       "encrypted; add tls_cert, the certificate's file")
-        self.private += filter(None, (server["tls_key"], server["tls_cert"]))
+        self.private += filter(None, [server["tls_key"] or server["tls_cert"]])
         self.check_sections(sections)
         self.check_folders(sections, server["data"])
         known = {s.access_key: s.secret_key for s in sections if s.access_key}
@@ -824,8 +826,8 @@ def near(word: str, known: Mapping[str, object]) -> str:
     return f"; did you mean {next(k for k in known if k.lower() == found[0])}?" if found else ""
 
 
-def load_config(path: str) -> Config:
-    """The configuration a file declares. Raises ConfigError."""
+def load_config(path: str, data: str = "") -> Config:
+    """The configuration a file declares, maybe with another data folder. Raises ConfigError."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read()
@@ -835,7 +837,8 @@ def load_config(path: str) -> Config:
         advice = ("let this user read it" if isinstance(why, PermissionError) else
                   "give another with --config")
         raise ConfigError(f"cannot read {path}: {why.strerror}; {advice}") from None
-    return IniReader(text, path, os.path.dirname(os.path.abspath(path))).read()
+    folder = os.path.dirname(os.path.abspath(path))
+    return IniReader(text, path, folder, data and os.path.abspath(data)).read()
 
 
 # ==================================================================================================
@@ -2993,12 +2996,12 @@ class Listed(NamedTuple):
 OWN_START = re.compile(r'''{
  "v": 1,
  "key": "([^"\\]*)",
- "current": {"size": ([0-9]+),
-  "etag": "([0-9a-f]{32}(?:-[1-9][0-9]*)?)",
+ "current": {"size": ([0-9]{1,19}),
+  "etag": "([0-9a-f]{32}(?:-[1-9][0-9]{0,5})?)",
   "md5": "[^"\\]*",
-  "modified": ([0-9]+),
-  "mtime_ns": ([0-9]+),
-  "ino": ([0-9]+),
+  "modified": ([0-9]{1,11}),
+  "mtime_ns": ([0-9]{1,19}),
+  "ino": ([0-9]{1,20}),
   "headers": {''')
 OWN_SUMS = re.compile(r'''(?:"([^"\\]*)": "[^"\\]*")?},
   "checksum_type": "([^"\\]*)",
@@ -4132,7 +4135,7 @@ class Contents:
                 self._size -= len(self._known.pop(next(iter(self._known))))
 
 
-LISTED_PLACE = struct.Struct("<QqqqI16sHB")  # inode, mtime_ns, size, key's hash, what is told
+LISTED_PLACE = struct.Struct("<QqqqI16sHB")  # inode, mtime_ns, size, hash of disk and key, the rest
 LISTED_SUMS = [((), ""), *(((name,), kind) for name in ALGORITHMS
                            for kind in ("FULL_OBJECT", "COMPOSITE"))]
 NUMBER_OF_SUMS = {sums: number for number, sums in enumerate(LISTED_SUMS)}
@@ -4153,17 +4156,23 @@ class ListedCache:
         if not self._places:
             return None
         packed = LISTED_PLACE.unpack_from(self._places, self._at(info))
-        is_it = packed[:4] == (info.st_ino, info.st_mtime_ns, info.st_size, hash(key))
+        is_it = packed[:4] == (
+            info.st_ino, info.st_mtime_ns, info.st_size, hash((info.st_dev, key)))
         return self._listed(*packed[2:]) if is_it else None
 
     def add(self, info: os.stat_result, key: str, listed: Listed) -> None:
-        """`listed` as listed_of gives it; one of a checksum that we do not know is left out."""
+        """`listed` as listed_of gives it; one of a checksum that we do not know is left out.
+
+        Not where the disk counts whole seconds: there an inode used again could look the same.
+        """
+        if info.st_mtime_ns % 1_000_000_000 == 0:
+            return
         digest, _, parts = listed.etag.partition("-")
         with contextlib.suppress(KeyError, struct.error):
             sums = NUMBER_OF_SUMS[listed.checksums, listed.checksum_type]
             packed = LISTED_PLACE.pack(
-                info.st_ino, info.st_mtime_ns, listed.size, hash(key), listed.modified,
-                bytes.fromhex(digest), int(parts or 0), sums)
+                info.st_ino, info.st_mtime_ns, listed.size, hash((info.st_dev, key)),
+                listed.modified, bytes.fromhex(digest), int(parts or 0), sums)
             at = self._at(info)
             self._room()[at : at + len(packed)] = packed
 
@@ -4234,6 +4243,10 @@ def parse_about(data: bytes) -> dict[str, Any]:
 def id_of(about: Mapping[str, Any]) -> str:
     """What tells a bucket from the next one of its name; "" of those from before there was one."""
     return str(about.get("id", ""))
+
+
+def raise_it(why: OSError) -> None:
+    raise why
 
 
 def remove_tree(path: str) -> None:
@@ -4329,12 +4342,13 @@ class Store:
 
         {} where it is damaged: then nobody's but buckets.ini's keys open it.
         """
+        now = time.time()  # before the look
         try:
             info = os.stat(self._about_file)
             if self._about[0] != generation_of(info):
                 with open(self._about_file, "rb") as file:
                     about = parse_about(file.read(MAX_DOCUMENT))
-                is_settled = info.st_ctime_ns < (time.time() - tick_of(info)) * 1e9
+                is_settled = info.st_ctime_ns < (now - tick_of(info)) * 1e9
                 self._about = (generation_of(info) if is_settled else (), about)
         except GONE:
             return None
@@ -4384,6 +4398,8 @@ class Store:
         with self._all_locks():
             if next(self.scan("", Cursor()), None):
                 raise S3Error("BucketNotEmpty", BucketName=os.path.basename(self.root))
+            for _ in os.walk(self.root, onerror=raise_it):
+                pass  # what may not be read is not empty
             # Out of the way while nobody can make the bucket anew, or we would remove the new one.
             aside = os.path.join(os.path.dirname(self.root), f"{ROOM}-{secrets.token_hex(8)}")
             with Folder.open(self.room) as room:
@@ -4409,12 +4425,12 @@ class Store:
             raise S3Error("InternalError", f"{self._about_file} is damaged")
         self.make_room()
         self._clean_temp(age)
-        self._clean_uploads(age)
         self.prune_versions(time.time() - self.keep)
         for upload in self.uploads():
             if expire_uploads and upload.initiated + expire_uploads < time.time():
                 with contextlib.suppress(S3Error):  # it was ended just now
                     self.abort_upload(upload)
+        self._clean_uploads(age)
 
     def _clean_temp(self, age: float) -> None:
         with Folder.open(self.temp) as folder:
@@ -4424,15 +4440,23 @@ class Store:
                         self._drop(folder, name)
 
     def _clean_uploads(self, age: float) -> None:
-        """Remove upload folders without upload.json: begun or ended, and then killed."""
+        """Remove upload folders without upload.json: begun or ended, and then killed.
+
+        Raises OSError where one cannot be looked at, once the others are done.
+        """
+        trouble = None
         with Folder.open(self._uploads) as uploads:
             for name in os.listdir(uploads.path):
                 path = os.path.join(uploads.path, name)
                 try:
-                    os.stat(os.path.join(path, "upload.json"))  # any other error may pass
+                    os.stat(os.path.join(path, "upload.json"))
                 except GONE:
                     if self._is_old(uploads, name, max(age, 3600)):
                         self._empty_upload(path)
+                except OSError as why:  # which may pass
+                    trouble = why
+        if trouble:
+            raise trouble
 
     def _is_old(self, folder: Folder, name: str, age: float) -> bool:
         """Whether nothing was done to it for that many seconds."""
@@ -4500,7 +4524,7 @@ class Store:
         """The file with the number of bytes held and the time of counting, open and locked."""
         path = os.path.join(self.room, "usage")
         with contextlib.nullcontext() if HAS_FLOCK else self._usage_lock:
-            fd = open_locked(path)
+            fd = open_locked(path) if HAS_FLOCK else os.open(path, CHANGE_FLAGS | os.O_CREAT, 0o640)
             try:
                 yield fd
             finally:
@@ -4742,13 +4766,8 @@ class Store:
             raise access_denied(why) from None
 
     def _settle(self, names: list[str], key: str) -> Found:
-        """The object whose data file no entry fits: look under the lock, then adopt it.
-
-        Where we may not write, without: a read needs no more than to read.
-        """
-        with contextlib.ExitStack() as lock:
-            with unless(errno.EROFS, errno.EACCES, errno.EPERM):
-                lock.enter_context(self.lock(key))
+        """The object whose data file no entry fits: look under the lock, then adopt it."""
+        with self._lock_to_look(key):
             place = self._open_data(names, key)  # what is there now: no writer is at it
             with closed_on_error(place.fd, place.folder):
                 info = os.fstat(place.fd)
@@ -4785,9 +4804,10 @@ class Store:
         self, fd: int, info: os.stat_result, key: str, sidecar: Optional[Sidecar]
     ) -> Entry:
         """What a file is that no entry describes: a version from a backup, or a new one."""
-        for entry in sidecar.of_size(info) if sidecar else ():
-            if entry.describes(fd) or entry.fits_cut(info):  # if it rotted, `check` is to tell
-                return entry._replace(mtime_ns=info.st_mtime_ns, ino=info.st_ino)
+        known = sidecar.of_size(info) if sidecar else []
+        found = [e for e in known if e.describes(fd)] or [e for e in known if e.fits_cut(info)]
+        if found:  # if it rotted, `check` is to tell
+            return found[0]._replace(mtime_ns=info.st_mtime_ns, ino=info.st_ino)
         entry = unread(info, key)
         if info.st_size <= ADOPT_BYTES:
             md5 = hash_file(fd, 0, info.st_size)
@@ -4804,6 +4824,14 @@ class Store:
         """
         with self._lock_number(zlib.crc32(key.encode()) % LOCKS):
             self._check_here()
+            yield
+
+    @contextlib.contextmanager
+    def _lock_to_look(self, key: str) -> Iterator[None]:
+        """The same for who writes nothing; without a lock where we may not write."""
+        with contextlib.ExitStack() as lock:
+            with unless(errno.EROFS, errno.EACCES, errno.EPERM):
+                lock.enter_context(self.lock(key))
             yield
 
     def _check_here(self) -> None:
@@ -4897,14 +4925,16 @@ class Store:
         return folder
 
     def _add_folder(self, folder: Folder, name: str) -> Folder:
+        is_new = False
         with contextlib.suppress(FileExistsError):
             self.disk.mkdir(folder, name)
-        return self._synced(folder, folder.child(name))
+            is_new = True  # also where the disk says that it is another user's
+        return self._synced(folder, folder.child(name), is_new)
 
-    def _synced(self, parent: Folder, folder: Folder) -> Folder:
+    def _synced(self, parent: Folder, folder: Folder, is_new: bool = False) -> Folder:
         """The folder, its name on disk: who made it may have been killed, or be just about to."""
         try:
-            if FRESH and folder.fd is not None and is_fresh(os.fstat(folder.fd)):
+            if FRESH and folder.fd is not None and (is_new or is_fresh(os.fstat(folder.fd))):
                 self.disk.sync_folder(parent)
                 self.disk.unmark(folder)
         except BaseException:
@@ -5074,11 +5104,12 @@ class Store:
 
         The oldest versions go first.
         """
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             try:
                 return self._keep_version(place, key, old)
             except FileNotFoundError:  # the day's folder was empty, and tidied away
-                continue
+                if number == ROUNDS - 1:
+                    raise
             except OSError as why:
                 if why.errno not in FULL:
                     raise
@@ -5543,7 +5574,7 @@ class Store:
         Under the lock, where no writer is between the sidecar and the file. With `repair` a
         sidecar that cannot be read is moved out of the way, for a human to look at.
         """
-        with self.lock(key):
+        with self._lock_to_look(key):
             again = open_regular(place.folder, place.name, own=False)
             if not again or not exists(place.folder, place.sidecar):
                 if again:
@@ -5591,10 +5622,12 @@ class Store:
         def find(folder: Folder, is_root: bool) -> Optional[Names]:
             return self._names.find(folder, is_root, cursor.since)
 
+        scan = Scan(prefix, self.folder, find, self._fetch)
         try:
-            scan = Scan(prefix, self.folder, find, self._fetch)
             levels = [Level(scan, self.folder(names), names, base)]
-        except (*GONE, PermissionError):  # as in Level.enter
+        except (*GONE, PermissionError) as why:  # as in Level.enter; but of the bucket's own folder
+            if not names and isinstance(why, PermissionError):  # nobody can say that it is empty
+                raise
             return
         last = None
         try:
@@ -6009,6 +6042,14 @@ FINDINGS = {  # kind: what it means, and what --repair does
 }
 
 
+def broken(name: str, why: OSError) -> Finding:
+    """Raises the same where it is not the file's fault."""
+    kind = "unreadable" if isinstance(why, PermissionError) else "broken"
+    if kind == "broken" and why.errno not in BAD_DISK:
+        raise why
+    return Finding(kind, name, str(why.strerror), False)
+
+
 class Inspector:
     """Looks through a bucket's files for what does not fit. Reading is all it does unasked."""
 
@@ -6058,7 +6099,7 @@ class Inspector:
             except S3Error:
                 yield Finding("damaged", name, of, False)
             except OSError as why:
-                yield Finding("broken", name, f"{of}: {why.strerror}", False)
+                yield broken(name, why)
 
     def _temp_files(self, before: set[str]) -> Iterator[Finding]:
         """Those that are there still and that nobody holds: a sidecar on its way has no lock."""
@@ -6091,9 +6132,7 @@ class Inspector:
                     raise
                 yield Finding("unreadable", "/".join((*names, name)), "", False)
             except OSError as why:
-                if why.errno in EXHAUSTED:
-                    raise
-                yield Finding("broken", "/".join((*names, name)), str(why.strerror), False)
+                yield broken("/".join((*names, name)), why)
             if name != "%" and name.endswith("%") and name[:-1] in files:
                 yield Finding("shadowed", "/".join((*names, name)), "", False)
         for name in sorted(sidecars - {Place(folder, n, -1).sidecar for n in files}):
@@ -6142,7 +6181,7 @@ class Inspector:
         if any(entry.describes(place.fd) for entry in entries):
             kind = ""  # from a backup
         elif any(entry.fits_cut(info) for entry in entries):
-            kind = "damaged"
+            kind = "damaged" if any(any(entry.spans()) for entry in entries) else ""
         if self.repair and kind != "damaged":
             with contextlib.suppress(S3Error):  # it was deleted just now
                 self.store.head(key)
@@ -9955,20 +9994,21 @@ def tidy_for_ever(config: Config) -> None:
         tidy(config)
 
 
-def with_options(config: Config, options: Any) -> Config:
-    """--listen and --data over what the file says. Raises ConfigError."""
+def chosen_config(options: Any) -> Config:
+    """What the file says, with --listen and --data over it. Raises ConfigError."""
+    config = load_config(options.config, options.data)
     if options.listen:
         try:
             config = config._replace(listen=parse_listen(options.listen))
         except ValueError as why:
             raise ConfigError(f"--listen: {why}") from None
-    return config._replace(data=os.path.abspath(options.data)) if options.data else config
+    return config
 
 
 def command_serve(options: Any) -> int:
     """Serve the buckets of a configuration file."""
     warn_of_readers(options.config)
-    return run(with_options(load_config(options.config), options))
+    return run(chosen_config(options))
 
 
 def command_first(options: Any) -> int:
@@ -10025,7 +10065,7 @@ def chosen_buckets(options: Any) -> Iterator[tuple[str, Store]]:
 
     Where one is not there, not before the others had their turn.
     """
-    config = with_options(load_config(options.config), options)
+    config = chosen_config(options)
     buckets = Buckets(config, Disk(config.durability == "disk"))
     try:
         names = [options.bucket] if options.bucket else buckets.names()
@@ -10096,18 +10136,26 @@ class Meter:
 def command_check(options: Any) -> int:
     """Look for what does not fit on the disk: exit code 0 nothing, 1 something left, 2 mistake."""
     found, left, files = 0, 0, 0
-    for name, store in chosen_buckets(options):
-        meter = Meter(store.held() if options.deep else 0)
-        for finding in Inspector(store, options.deep, options.repair, meter.add).run():
-            found, left = found + 1, left + (not finding.mended)
+    missing: Optional[ConfigError] = None
+    try:
+        for name, store in chosen_buckets(options):
+            meter = Meter(store.held() if options.deep else 0)
+            for finding in Inspector(store, options.deep, options.repair, meter.add).run():
+                found, left = found + 1, left + (not finding.mended)
+                meter.close()
+                print_finding(name, finding, options.json)
             meter.close()
-            print_finding(name, finding, options.json)
-        meter.close()
-        files += meter.files
+            files += meter.files
+    except ConfigError as why:  # a bucket is not there: the others are done
+        if not files:
+            raise
+        missing = why
     if options.json:
         print(json.dumps({"files": files, "found": found, "left": left}))
     else:
         print(f"{files} files, {found} findings" + (f", {left} left" if found != left else ""))
+    if missing:
+        raise missing
     return 1 if left else 0
 
 

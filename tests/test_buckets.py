@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 from conftest import INI, Serve, Server, flip
@@ -327,6 +327,41 @@ def test_a_bucket_may_come_with_a_document(world: Server, body: bytes, status: i
     assert status == reply.status
     assert (200 if status == 200 else 404) == s3.head().status
     s3.delete()
+
+
+def test_an_ownership_that_there_is_not_is_an_invalid_argument(world: Server) -> None:
+    refused = world.client("test-key", bucket="test-strange").put(
+        "", b"", {"x-amz-object-ownership": "Foo"})
+
+    assert (400, "InvalidArgument") == (refused.status, refused.error)
+
+
+@pytest.mark.parametrize("which", ["root", "folder"])
+def test_a_bucket_that_may_not_be_read_is_not_empty(
+    tmp_path: Path, unreadable: Callable[[Path], None], which: str
+) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    (tmp_path / "b" / "folder").mkdir()
+    (tmp_path / "b" / "folder" / "k").touch()
+    unreadable(tmp_path / "b" / ("folder" if which == "folder" else ""))
+    with pytest.raises(PermissionError):
+        store.destroy()
+    if which == "root":
+        with pytest.raises(PermissionError):
+            s3mini.list_page(store, "", "", s3mini.Cursor(), 10)
+
+    assert (tmp_path / "b/.s3mini/bucket.json").exists()
+
+
+def test_a_bucket_is_removed_by_a_thread(tmp_path: Path) -> None:
+    """All its locks, a scan and the removal: in the front everybody would wait."""
+    app = s3mini.App(s3mini.dev_config("127.0.0.1:0", str(tmp_path)), s3mini.Disk(False))
+    heads = [f"DELETE {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+             for path in ("/media", "/media/", "/media/k")]
+    quick = [app.is_quick(s3mini.parse_head(head), 0) for head in heads]
+
+    assert [False, False, True] == quick
 
 
 def test_who_finds_a_bucket_there_has_its_name_on_the_disk(tmp_path: Path) -> None:

@@ -401,11 +401,61 @@ def test_what_the_disk_cannot_read_is_reported_and_the_rest_is_checked(
 def test_who_has_read_enough_of_a_manifest_may_go(server: Server, bucket: str, s3: Client) -> None:
     for number in range(50):
         s3.put("k" * 200 + str(number), b"x")
+    for number in range(s3mini.CACHED_ENTRIES // 10):
+        (Path(server.data, bucket) / ("n" * 200 + str(number))).touch()  # more than a pipe holds
     command = f"manifest {bucket} --config {server.config} --data {server.data} | head -c 1"
     done = subprocess.run(f"{sys.executable} {PROGRAM} {command}", shell=True,
                           capture_output=True, check=False)
 
     assert (b"", 1) == (done.stderr, len(done.stdout))
+
+
+def test_what_is_not_the_files_fault_is_no_finding_of_it(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that may not be taken, or a full disk: to restore from a backup is no advice."""
+    put(store, "k", b"content", "name")
+    Path(store.root, "k").write_bytes(b"by hand")
+    real = s3mini.Store.lock
+    for error in (errno.EROFS, errno.EACCES, errno.ENOSPC):
+        def lock(self: s3mini.Store, key: str, error: int = error) -> Any:
+            raise OSError(error, os.strerror(error))
+
+        monkeypatch.setattr(s3mini.Store, "lock", lock)
+        if error == errno.ENOSPC:
+            with pytest.raises(OSError, match="No space"):
+                inspect(store)
+        else:
+            assert [("changed", "k")] == inspect(store)
+    monkeypatch.setattr(s3mini.Store, "lock", real)
+
+
+def test_a_large_file_by_hand_that_tar_restored_is_not_damaged(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows its bytes."""
+    monkeypatch.setattr(s3mini, "ADOPT_BYTES", 10)
+    Path(store.root, "k").write_bytes(b"more than ten")
+    etag = store.head("k").etag
+    cut_time(Path(store.root, "k"))
+
+    assert [] == inspect(store)
+    assert etag == s3mini.Store(store.root, store.disk).head("k").etag
+
+
+def test_a_bucket_that_is_not_there_hides_no_other(server: Server, bucket: str, s3: Client) -> None:
+    make_changed(s3, Path(server.data, bucket))
+    text = server.config.read_text()
+    server.config.write_text(text + "\n[zz-not-there]\naccess_key = zz\nsecret_key = zz-secret\n")
+    try:
+        done = run(server, "check", "--json")
+        alone = run(server, "check", "zz-not-there")
+    finally:
+        server.config.write_text(text)
+
+    assert (2, True) == (done.code, "zz-not-there" in done.err)
+    assert "left" in json.loads(done.out.splitlines()[-1])
+    assert (2, "") == (alone.code, alone.out)
 
 
 def test_the_lost_and_found_of_a_disk_is_no_finding(

@@ -247,6 +247,12 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
     ),
     "a key without its certificate": (
         "[SERVER]\ntls_key = key.pem\n" + GOOD, 2, ["tls_key in [SERVER]", "add tls_cert"]),
+    "a bucket around the server's key": (
+        "[SERVER]\ntls_cert = /usr/share/c.pem\n[bbb]\naccess_key = x\nsecret_key = y\n"
+        "path = /usr\n",
+        6,
+        ["[bbb] would hold /usr/share/c.pem", "private"],
+    ),
     "a star in public": (GOOD + "public = images/*\n", 4, ["'images/*'", "write images/"]),
     "an origin with a path": (
         GOOD + "cors = https://app.example.com/\n", 4, ["slash", "write https://app.example.com"]),

@@ -236,7 +236,7 @@ def test_rules_come_back_as_they_were_put(server: Server, s3: Client, boto: Any)
             "AllowedMethods": ["GET", "PUT"],
             "AllowedHeaders": ["x-amz-*", "Content-Type"],
             "ExposeHeaders": ["ETag", "x-amz-request-id"],
-            "MaxAgeSeconds": 600,
+            "MaxAgeSeconds": 1_234_567_890,
         },
         {"AllowedOrigins": ["*"], "AllowedMethods": ["GET"]},
     ]

@@ -426,8 +426,11 @@ def test_a_listing_remembers_no_checksum_that_it_does_not_know() -> None:
     for strange in (("CRC16",), "FULL_OBJECT"), (("CRC32",), "HALF"):
         known.add(info, "k", s3mini.Listed(1, entry.md5, 1, *strange))
     known.add(info, "k", s3mini.Listed(1, entry.md5, 2**32, (), ""))
+    of_seconds = file_of(entry._replace(mtime_ns=10**18), entry.ino)
+    known.add(of_seconds, "k", s3mini.Listed(entry.size, entry.md5, 1, (), ""))
 
     assert known.find(info, "k") is None
+    assert known.find(of_seconds, "k") is None  # an inode used again could look the same
 
 
 def test_a_sidecar_is_indented_text() -> None:
@@ -519,7 +522,8 @@ def test_a_listing_believes_no_sidecar_that_makes_no_sense(name: str) -> None:
 def test_a_listing_believes_no_sidecar_of_ours_with_a_wrong_value() -> None:
     entry = s3mini.Entry(1, "0" * 32, "0" * 32, 2, 3, 4, checksums={"CRC32": "AAAA"})
     good, info = s3mini.render_sidecar(s3mini.Sidecar("k", entry)).decode(), file_of(entry, 4)
-    wrong = [('"v": 1', '"v": 2'), ('"k"', '7'), ('"size": 1', '"size": "1"'),
+    wrong = [('"modified": 2', '"modified": 999999999999'), ('"size": 1', '"size": ' + "1" * 5000),
+             ('"v": 1', '"v": 2'), ('"k"', '7'), ('"size": 1', '"size": "1"'),
              ('"modified": 2', '"modified": 2.5'), ('"modified": 2', '"modified": -2'),
              ('"mtime_ns": 3', '"mtime_ns": null'), (entry.etag, "G" * 32), ("AAAA", '"'),
              ('"checksums": {', '"checksums": ['), ('"checksum_type": ""', '"checksum_type": 1'),

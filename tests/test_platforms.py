@@ -49,6 +49,16 @@ with s3mini.start("media") as s3:
         "Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]})
     client.delete_objects(Bucket="media", Delete={"Objects": [{"Key": k} for k in [*listed, "m"]]})
     assert "Contents" not in client.list_objects_v2(Bucket="media")
+import tempfile
+with tempfile.TemporaryDirectory() as folder:
+    store = s3mini.Store(folder + "/b", s3mini.Disk(False), quota=100)
+    store.create()
+    store.count()
+    store.charge(60)
+    try:
+        store.charge(60)
+    except s3mini.S3Error as why:
+        print(why.code)
 print("done")
 """
 
@@ -60,4 +70,4 @@ def test_the_fake_runs_without_what_the_system_lacks(system: str) -> None:
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
-    assert (0, "done\n") == (done.returncode, done.stdout), done.stderr
+    assert (0, "QuotaExceeded\ndone\n") == (done.returncode, done.stdout), done.stderr

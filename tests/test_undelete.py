@@ -495,6 +495,18 @@ def test_a_day_that_another_process_tidied_away_is_made_anew(
     assert ["k"] == [version.key for version in store.versions()]
 
 
+def test_a_room_without_its_folders_keeps_the_object(tmp_path: Path) -> None:
+    """A restore drops empty ones, and a DELETE that keeps nothing is no answer to that."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), keep=3600)
+    store.create()
+    put(store, "k", b"x", "n")
+    os.rmdir(tmp_path / "b/.s3mini/tmp")
+    with pytest.raises(FileNotFoundError):
+        store.delete("k", s3mini.no_check)
+
+    assert 1 == store.head("k").size
+
+
 def test_who_tidies_meets_days_that_are_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
