@@ -786,10 +786,42 @@ def test_a_form_without_a_file_is_refused(server: Server, form: Form) -> None:
     assert (400, "InvalidArgument") == (reply.status, reply.error)
 
 
-def test_nothing_stands_before_a_form(server: Server, form: Form) -> None:
-    reply = send(server, form.bucket, b"preamble\r\n" + encode(form.signed(), b"content"))
+@pytest.mark.parametrize("preamble", [b"\r\n", b"preamble\r\n", b"--\r\n\r\n"])
+def test_what_stands_before_a_form_counts_for_nothing(
+    server: Server, form: Form, s3: Client, preamble: bytes
+) -> None:
+    """[RFC 2046 5.1.1]; .NET's hand-written forms begin with a line break."""
+    reply = send(server, form.bucket, preamble + encode(form.signed(), b"content"))
+
+    assert (204, b"content") == (reply.status, s3.get(form.fields["key"]).body)
+
+
+@pytest.mark.parametrize("behind", [b"X\r\n", b"0\r\n", b"-\r\n", b"\n\r\n"])
+def test_a_boundary_that_is_none_does_not_cut_the_file(
+    server: Server, form: Form, s3: Client, behind: bytes
+) -> None:
+    content = b"first\r\n--" + BOUNDARY.encode() + behind + b"second"
+    reply = send(server, form.bucket, encode(form.signed(), content))
 
     assert (400, "MalformedPOSTRequest") == (reply.status, reply.error)
+    assert 404 == s3.get(form.fields["key"]).status
+
+
+@pytest.mark.parametrize("many", [b"a\r\n", b"a: b\r\n"])
+def test_the_heads_of_parts_have_20_kb_in_all(many: bytes) -> None:
+    kind = f"multipart/form-data; boundary={BOUNDARY}"
+    given = [0]
+
+    def size() -> int:
+        given[0] += 1 << 16
+        return 1 << 16
+
+    endless = f"--{BOUNDARY}\r\n".encode() + many * 1_000_000
+    with pytest.raises(s3mini.S3Error) as caught:
+        s3mini.FormReader(kind, Cut(endless, size)).read_fields()
+
+    assert "MaxPostPreDataLengthExceeded" == caught.value.code
+    assert given[0] < 4 * s3mini.SMALL
 
 
 def test_fields_have_20_kb_in_all(server: Server, form: Form) -> None:

@@ -86,6 +86,12 @@ def test_other_hosts_are_path_style(path_style: Client, host: str) -> None:
     assert b"x" == replace(path_style, host=host).get("k").body
 
 
+def test_a_name_may_end_with_a_dot(virtual: Client) -> None:
+    virtual.put("k", b"x")
+
+    assert b"x" == replace(virtual, host=f"{virtual.bucket}.{DOMAIN}.").get("k").body
+
+
 def test_a_virtual_host_is_authorised_by_its_own_bucket(world: Server, virtual: Client) -> None:
     other = world.client("other-key", bucket="other")
     other.put("k", b"secret")

@@ -11,6 +11,7 @@ import socket
 import ssl
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -224,6 +225,41 @@ def test_a_document_has_120_000_elements_at_most(s3: Client) -> None:
 
     assert (400, "MalformedXML") == (reply.status, reply.error)
     assert "more than 120000 elements" in reply.element("Message")
+
+
+@pytest.mark.parametrize("data", [
+    b'<Delete xmlns="' + b"u" * 1_590_000 + b'">' + b"<a/>" * 100_000 + b"</Delete>",
+    b'<Delete xmlns:x="' + b"u" * 700_000 + b'">' + b'<a x:b=""/>' * 100_000 + b"</Delete>",
+], ids=["of elements", "of attributes"])
+def test_the_name_of_a_namespace_is_not_copied_to_all_that_is_in_it(data: bytes) -> None:
+    """Either had taken a minute and a half."""
+    began = time.process_time()
+    assert 100_000 == len(s3mini.parse_xml(data, "Delete").children)
+
+    assert time.process_time() - began < 5
+
+
+def test_a_document_with_prefixes_is_understood() -> None:
+    data = b'<s:Delete xmlns:s="x"><s:Object><s:Key>k</s:Key></s:Object></s:Delete>'
+
+    assert ["k"] == [item.key for item in s3mini.parse_delete(data)[0]]
+
+
+def test_a_document_that_comes_byte_by_byte_takes_no_more_memory() -> None:
+    class Bytes:
+        def read(self, size: int) -> bytes:
+            return b"x"
+
+    body = s3mini.Body(Bytes(), s3mini.Promise(length=None))
+    tracemalloc.start()
+    try:
+        with pytest.raises(s3mini.S3Error):
+            body.read_all(50_000)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert most < 500_000
 
 
 def test_10_000_parts_with_checksums_are_a_document() -> None:

@@ -448,6 +448,55 @@ def test_a_version_2_url_for_an_upload_leads_to_the_upload(headers: dict[str, st
     assert s3mini.put_object is s3mini.resolve(s3mini.hoist(head), s3mini.OBJECT)[0]
 
 
+@pytest.mark.parametrize(("method", "target", "operation"), [
+    ("PUT", "x-amz-copy-source=a&x-amz-metadata-directive=REPLACE", "copy_object"),
+    ("PUT", "x-amz-copy-source=a&x-amz-tagging-directive=COPY", "copy_object"),
+    ("PUT", "x-amz-request-payer=requester", "put_object"),
+    ("PUT", "renameObject=&x-amz-rename-source=a", "rename_object"),
+    ("DELETE", "x-amz-if-match-size=1", "delete_object"),
+    ("GET", "attributes=&x-amz-object-attributes=ETag", "get_object_attributes"),
+])  # fmt: skip
+def test_headers_that_an_sdk_moves_into_a_url_mean_the_same(
+    method: str, target: str, operation: str
+) -> None:
+    """Of getSignedUrl in the JavaScript SDK, version 3."""
+    head = s3mini.hoist(head_of(method, f"/b/k?{target}&X-Amz-Signature=0", {"Host": "x"}))
+    moved = [pair.partition("=")[0] for pair in target.split("&") if pair.startswith("x-amz-")]
+
+    assert getattr(s3mini, operation) is s3mini.resolve(head, s3mini.OBJECT)[0]
+    assert set(moved) <= head.headers.keys()
+    assert set(moved).isdisjoint(head.query)
+
+
+def test_a_tab_is_a_blank_to_a_signature() -> None:
+    """As botocore and the SDKs for Java and JavaScript have it [aws-sdk-net #1222]."""
+    claim = s3mini.Claim("k", "d", "s", ("x-amz-meta-a",), "0", "hash")
+    texts = [s3mini.canonical_request(head_of("GET", "/b", {"Host": "x", "x-amz-meta-a": value}),
+                                      claim, "") for value in ("x y", "x\ty", "x \t  y", "x  y")]
+
+    assert 1 == len(set(texts))
+
+
+def test_what_a_stranger_sends_as_a_date_is_not_kept() -> None:
+    before = s3mini.parse_short_date.cache_info().currsize
+    for number in range(10):
+        assert s3mini.parse_iso_date(str(number) * 60_000) is None
+
+    assert before == s3mini.parse_short_date.cache_info().currsize
+
+
+def test_two_hashes_of_one_body_are_refused() -> None:
+    query = ("X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=K/20240501/r/s3/aws4_request"
+             "&X-Amz-Date=20240501T000000Z&X-Amz-Expires=9&X-Amz-SignedHeaders=host"
+             "&X-Amz-Signature=0&X-Amz-Content-Sha256=UNSIGNED-PAYLOAD")
+    same, other = (head_of("PUT", f"/b/k?{query}", {"Host": "x", "x-amz-content-sha256": payload})
+                   for payload in ("UNSIGNED-PAYLOAD", "0" * 64))
+
+    assert "UNSIGNED-PAYLOAD" == s3mini.parse_presigned(same)[0].payload
+    with pytest.raises(s3mini.S3Error, match="two"):
+        s3mini.parse_presigned(other)
+
+
 # --- The header, and every way to be wrong --------------------------------------------------------
 
 

@@ -410,6 +410,34 @@ def test_an_acl_that_makes_no_sense_is_refused(
     assert not is_open(media, "k")
 
 
+def test_who_may_neither_read_nor_list_learns_nothing(world: Server, media: Client) -> None:
+    writer = world.client("writer-key", bucket="media")
+    etag = media.put("there", b"x").etag
+    for key in ("there", "missing"):
+        replies = [
+            writer.put(key, b"y", {"if-match": f'"{etag}"'}),
+            writer.put(key, b"y", {"if-match": '"other"'}),
+            writer.get(key),
+            writer.head(key),
+        ]
+        assert [403] * 4 == [reply.status for reply in replies]
+    assert [(403, "AccessDenied")] * 2 == [
+        outcome(writer.put("missing", tagging(), query="tagging")),
+        outcome(writer.put("missing", b"", {"x-amz-acl": "private"}, query="acl"))]
+    assert b"x" == media.get("there").body
+
+
+def test_who_may_not_delete_ends_only_his_own_upload(world: Server) -> None:
+    other = world.client("other-key", bucket="other")
+    writer, media = (world.client(f"{n}-key", bucket="media") for n in ("writer", "media"))
+    for client in (other, writer, media):
+        upload = client.post("k", b"", query="uploads").element("UploadId")
+        query = {"uploadId": upload}
+        if client is media:
+            assert (403, "AccessDenied") == outcome(writer.delete("k", query=query))
+        assert 204 == client.delete("k", query=query).status
+
+
 def test_who_may_not_read_opens_only_bytes_of_its_own(world: Server, media: Client) -> None:
     writer = world.client("writer-key", bucket="media")
     media.put("secret", b"x")
