@@ -111,6 +111,7 @@ WRITE_AHEAD = 2 * MIB  # bytes of a body, then the disk begins to write them   [
 SMALL = 64 * KIB  # bytes, a body sent in one write with its head              [measured]
 MIN_CHUNK = 8 * KIB  # bytes, every aws-chunked chunk but the last       [AWS: sigv4-streaming]
 MAX_DATE = 40  # characters of an ISO date                                     [ours]
+MAX_LOGGED = 500  # characters of what a client chose, if each is to be escaped   [ours]
 MAX_LINE = 4 * KIB  # bytes, a chunk's head or a trailer line                  [ours]
 
 CLOCK_SKEW = 15 * 60  # seconds between the client's clock and ours            [AWS: SigV4]
@@ -127,9 +128,12 @@ BODY_SECONDS = 30  # for the next bytes of a body, in or out                   [
 MIN_RATE = KIB  # bytes a second, in all, of a body that takes longer             [ours]
 DRAIN_BYTES = 16 * MIB  # of an unread body read before closing                [ours]
 DRAIN_SECONDS = 3  # in all, for the same                                      [ours]
+DRAIN_READS = 2000  # of an unread body in chunks                              [ours]
+FAKE_SECONDS = 1  # for requests in flight when a fake stops                   [ours]
 STOP_SECONDS = 30  # for requests in flight after SIGTERM                      [ours]
 PATIENCE_SECONDS = 5  # a slow answer starts with white space after this  [ours; AWS: Complete]
 TIDY_SECONDS = 3600  # between looks for uploads that nobody finished              [ours]
+OPEN_FILES = 65536  # descriptors of a process, where the system lets it       [ours]
 BACKLOG = 1024  # connections the kernel may hold for us                       [ours]
 
 FREE_SECONDS = 0.5  # a reading of the disk's free space is good for this      [ours]
@@ -8797,9 +8801,19 @@ class Stream:
             self._applied = self._seconds
 
     @property
+    def has_head(self) -> bool:
+        """Whether a whole head is read ahead."""
+        return b"\r\n\r\n" in self.ahead
+
+    @property
     def is_settled(self) -> bool:
         """Whether nothing is read ahead and nothing is left to send."""
         return not self.ahead and not self._unsent
+
+    @property
+    def owes(self) -> bool:
+        """Whether an answer is half sent."""
+        return bool(self._unsent)
 
     def holds(self, size: int) -> bool:
         """Whether that many bytes are read ahead."""
@@ -8967,8 +8981,10 @@ class Connection:
     def encrypt(self, tls: Any) -> None:
         """Raises OSError when there is no agreement on how."""
         self.sock.settimeout(HEAD_SECONDS)
-        self.sock = tls.wrap_socket(self.sock, server_side=True)
-        self.stream = Stream(self.sock)
+        sock = tls.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+        self.sock, self.stream = sock, Stream(sock)
+        self.is_idle = True  # who says nothing makes room for others, and no stop waits for it
+        sock.do_handshake()
 
     def has_news(self) -> bool:
         """Whether something came on a parked connection that it had no turn for yet."""
@@ -9080,8 +9096,8 @@ class Connection:
     def serve_on(self) -> bool:
         self._quick = 0
         try:
-            while not self.server.stopping:
-                self.is_idle = True
+            while not self.server.stopping or self.stream.has_head:  # what has come is answered
+                self.is_idle = not self.stream.has_head
                 self.stream.timeout(LINGER_SECONDS if self.can_park else IDLE_SECONDS)
                 if not self.serve_one():
                     return False
@@ -9103,7 +9119,8 @@ class Connection:
         except S3Error as why:
             return self.refuse(why, self.server.next_id())
         self._quick = self._quick + 1 if self.is_quick(head) else 0
-        if self._quick > QUICK_IN_ROW and self.can_park and not self.was_ended:
+        if self._quick > QUICK_IN_ROW and self.can_park and not (
+                self.was_ended or self.server.stopping):
             stream.give_back(data)  # the front is better at these
             raise QuietError
         return self.answer_at_once(head) or self.serve(head)
@@ -9263,7 +9280,10 @@ class Connection:
         if left > limit:
             return False
         try:
-            while limit > 0 and (remaining := deadline - time.monotonic()) > 0:
+            for _ in range(limit if source is self.stream else DRAIN_READS):  # a chunk is a byte
+                remaining = deadline - time.monotonic()
+                if limit <= 0 or remaining <= 0:
+                    break
                 if self.stream.waits:
                     self.stream.timeout(remaining)
                 data = source.read(min(limit, PIECE))
@@ -9277,6 +9297,7 @@ class Connection:
     def linger(self) -> bool:
         """Read on a while before closing: a reset would eat the answer on its way."""
         self.stream.continue_due = False
+        self.is_idle = not self.server.stopping  # it has its answer: others may have its place
         with contextlib.suppress(OSError, Disconnected):
             self.stream.shutdown(socket.SHUT_WR)
             self.drain(self.stream, DRAIN_BYTES)
@@ -9295,9 +9316,9 @@ class Connection:
             {
                 "time": render_log_time(now),
                 "peer": self.address_of(head) or self.peer,
-                "key": answer.access_key or "-",
-                "method": head.method,
-                "target": target,
+                "key": cut(answer.access_key) or "-",
+                "method": cut(head.method),
+                "target": cut(target),
                 "status": answer.response.status,
                 "code": answer.code or "-",
                 "bytes": sent,
@@ -9314,6 +9335,12 @@ def is_small(response: Response) -> bool:
 
 
 SECRET_NAMES = re.compile(r"(?i)(?:x-amz-)?signature|x-amz-security-token|x-amz-credential")
+
+
+def cut(text: str) -> str:
+    """What stands in the log of a long text: a pipe takes 4 KiB at once, not lines beyond that."""
+    is_short = len(text) <= MAX_LOGGED or len(json.dumps(text)) <= 6 * MAX_LOGGED
+    return text if is_short else text[:MAX_LOGGED] + "..."
 
 
 def render_log_time(seconds: float) -> str:
@@ -9402,7 +9429,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.socket, self.app = listener, app
         self.log = LOGS[app.config.log]
         self.tls = tls_context(app.config)
-        self.stopping = False
+        self.stopping, self.stop_seconds = False, float(STOP_SECONDS)
         self._run, self._requests = secrets.token_hex(4).upper(), itertools.count(1)
         self.life: Optional[socket.socket] = None  # readable when the master is gone
         self.loads: Optional[Loads] = None  # where there are several workers
@@ -9476,7 +9503,8 @@ class Server(http.server.ThreadingHTTPServer):
                 return  # another worker was faster, or there are no more
             except OSError as why:
                 if why.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    raise
+                    sys.stderr.write(f"s3mini: a connection was lost: {why}\n")
+                    return  # its own network's trouble, as accept(2) says; the front goes on
                 # No descriptor is left. Linux says so also where nobody waits: only for the first
                 # of a turn somebody surely does, and an idle connection has to make room.
                 if not number and not self.close_idle():
@@ -9595,6 +9623,9 @@ class Server(http.server.ThreadingHTTPServer):
         return any(c.end_idle() for c in list(self.connections) if not c.was_ended)
 
     def turn_away(self, sock: socket.socket) -> None:
+        if self.tls:  # who is to encrypt it would take threads that there are not
+            sock.close()
+            return
         response = error_response(S3Error("ServiceUnavailable"), "/", "-")
         response.headers.update({"connection": "close", "retry-after": "1"})
         with contextlib.suppress(OSError):
@@ -9607,10 +9638,12 @@ class Server(http.server.ThreadingHTTPServer):
     # -- threads ---------------------------------------------------------------------------------
 
     def start_thread(self, connection: Connection) -> None:
+        connection.is_idle = False  # until its thread says so
         try:
             self.process_request(connection.sock, connection)
         except RuntimeError:  # no thread to be had
-            self.turn_away(connection.sock)
+            if not connection.stream.owes:  # else it would be taken for the rest of that answer
+                self.turn_away(connection.sock)
             self.close(connection)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -9660,7 +9693,7 @@ class Server(http.server.ThreadingHTTPServer):
     def finish(self) -> None:
         """Close what is idle, wait for what is not; STOP_SECONDS in all."""
         self.stopping = True
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + self.stop_seconds
         self.give_turns(list(self._parked))  # the last: what has come is answered
         for connection in list(self._parked):
             self.unpark(connection)
@@ -9670,6 +9703,12 @@ class Server(http.server.ThreadingHTTPServer):
                 self.close(self._returned.popleft())
             for connection in list(self.connections):
                 connection.end_idle()
+            with self._ended:
+                self._ended.wait(0.1)
+        for connection in list(self.connections):  # who is too slow
+            connection.stream.shutdown(socket.SHUT_RDWR)
+        deadline = time.monotonic() + 1
+        while self.connections and time.monotonic() < deadline:
             with self._ended:
                 self._ended.wait(0.1)
 
@@ -9820,6 +9859,7 @@ class Master:
         self.count, self.loads = count, Loads(count)
         self.workers: dict[int, tuple[int, float]] = {}  # pid -> (slot, when it was started)
         self.stopping = False
+        self._tidier = 0  # the pid of the process that tidies, if one does
         self._wake_out, self._wake_in = socket.socketpair()
         self._life_worker, self._life = socket.socketpair()
 
@@ -9838,15 +9878,30 @@ class Master:
                 self._start(slot)
             self._wait(TIDY_SECONDS if len(self.workers) == self.count else 1)
             if time.monotonic() > next_tidy:
-                tidy(self.config)
+                self._tidy()
                 next_tidy = time.monotonic() + TIDY_SECONDS
         self._finish()
+
+    def _tidy(self) -> None:
+        """In a child, one at a time: it may take long, and neither signals nor workers wait for it.
+        """
+        self._tidier = self._tidier or self._fork(self._tidy_here)
+
+    def _tidy_here(self) -> None:
+        for sock in self.listeners:
+            sock.close()
+        for number in ENDS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+        tidy(self.config)
 
     def _finish(self) -> None:
         for sock in self.listeners:
             sock.close()
         deadline = time.monotonic() + STOP_SECONDS + 5
         self._signal(signal.SIGTERM)
+        if self._tidier:
+            os.kill(self._tidier, signal.SIGTERM)  # it is ours until it is waited for
         while self.workers and time.monotonic() < deadline:
             self._wait(1)
         self._signal(signal.SIGKILL)
@@ -9860,25 +9915,34 @@ class Master:
                 os.kill(pid, number)
 
     def _start(self, slot: int) -> None:
-        """Fork a worker. Signals wait until it has its own handlers."""
+        pid = self._fork(functools.partial(self._work, slot))
+        if pid:
+            self.workers[pid] = slot, time.monotonic()
+
+    def _work(self, slot: int) -> None:
+        self.loads.slot = slot
+        run_servers(self.config, self.listeners, self._life_worker, self.loads)
+
+    def _fork(self, work: Callable[[], None]) -> int:
+        """The pid of a child that does it, 0 where none can be had. Signals wait until it has its
+        own handlers.
+        """
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
         try:
             pid = os.fork()
         except OSError as why:  # no memory or no processes: there may be a moment later
-            sys.stderr.write(f"s3mini: cannot start a worker: {why.strerror}; trying again\n")
-            pid = -1
-        if pid:
-            if pid > 0:
-                self.workers[pid] = slot, time.monotonic()
+            sys.stderr.write(f"s3mini: cannot start a process: {why.strerror}; trying again\n")
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
-            return
+            return 0
+        if pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+            return pid
         status = 1
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._life.close()
-            self.loads.slot = slot
-            run_servers(self.config, self.listeners, self._life_worker, self.loads)
+            work()
             status = 0
         except BaseException:  # noqa: BLE001 a forked child must never return from here
             import traceback
@@ -9893,6 +9957,8 @@ class Master:
         with contextlib.suppress(BlockingIOError):
             while self._wake_out.recv(64):
                 pass
+        if self._tidier and os.waitpid(self._tidier, os.WNOHANG)[0]:
+            self._tidier = 0
         for pid in list(self.workers):
             if os.waitpid(pid, os.WNOHANG)[0]:
                 _, began = self.workers.pop(pid)
@@ -9995,9 +10061,21 @@ def warn_of_settings(config: Config) -> None:
             sys.stderr.write(f"s3mini: {why}\n")
 
 
+def raise_limit() -> None:
+    """Let each connection have its socket and a file or two open: a shell allows 1024 in all."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def run(config: Config, greeting: str = "") -> int:
     """Serve until told to end. Raises ConfigError."""
     warn_of_settings(config)
+    raise_limit()
     if sys.getfilesystemencoding().lower().replace("-", "") != "utf8":
         raise ConfigError("file names must be UTF-8 here; set PYTHONUTF8=1 or LANG=C.UTF-8")
     tls = tls_context(config) is not None
@@ -10431,12 +10509,19 @@ class Fake:
         self.endpoint = url_of(listener, False)
         self.access_key, self.secret_key = DEV_KEYS["access_key"], DEV_KEYS["secret_key"]
         self._server = Server(App(config._replace(log="none"), Disk(False)), listener)
+        self._server.stop_seconds = FAKE_SECONDS  # a test may not have read all of a body
+        self._pid = os.getpid()
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
+        """In a process that was forked from its own: nothing."""
+        if os.getpid() != self._pid:
+            return
         self._server.stop()
         self._thread.join()
+        with contextlib.suppress(OSError):  # also where a child holds the socket too
+            self._server.socket.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
         if self._folder:
             self._folder.cleanup()

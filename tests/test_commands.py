@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.client
 import json
 import os
 import queue
@@ -362,6 +363,52 @@ def test_a_folder_that_is_refused_is_one_sentence(start: Start, tmp_path: Path) 
     assert (1, True) == (program.said.count("\n"), str(tmp_path / "file") in program.said)
 
 
+def test_a_line_of_the_log_is_one_write_to_a_pipe() -> None:
+    """What is longer than 4 KiB two workers mix, and a client writes what begins a line."""
+    harmless, quotes, others = "/k" * 1200, '"' * 60_000, "\x80" * 60_000
+
+    assert harmless == s3mini.cut(harmless)
+    for text in (quotes, others, "/" * 60_000):
+        assert len(json.dumps(s3mini.cut(text))) < 3100
+
+
+@pytest.mark.parametrize("error", [errno.EPROTO, errno.EHOSTUNREACH])
+def test_a_connection_that_is_lost_before_it_is_accepted_ends_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """accept(2) passes on what happened to it."""
+    listener = s3mini.open_listener("127.0.0.1:0")
+    app = s3mini.App(s3mini.dev_config("127.0.0.1:0", str(tmp_path)), s3mini.Disk(False))
+    server = s3mini.Server(app, listener)
+
+    def lost() -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(server, "get_request", lost)
+    server.accept_now()
+    server.server_close()
+
+
+def test_the_master_does_not_wait_for_who_tidies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload's lock may be held for long: neither SIGTERM nor a dead worker waits for that."""
+    monkeypatch.setattr(s3mini, "tidy", lambda _: time.sleep(PATIENCE))
+    master = s3mini.Master(s3mini.dev_config("127.0.0.1:0", str(tmp_path)), [], 2)
+    began = time.monotonic()
+    master._tidy()
+    pid = master._tidier
+    master._tidy()
+    same = master._tidier
+    os.kill(pid, signal.SIGTERM)
+    os.waitpid(pid, 0)
+    for sock in (master._wake_in, master._wake_out, master._life, master._life_worker):
+        sock.close()
+
+    assert pid == same
+    assert time.monotonic() - began < PATIENCE / 2
+
+
 def test_who_serves_as_root_or_with_the_examples_keys_is_warned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -398,7 +445,7 @@ def test_a_worker_that_cannot_be_forked_is_tried_again(
         sock.close()
 
     assert {} == master.workers
-    assert "cannot start a worker: Cannot allocate memory; trying again" in capsys.readouterr().err
+    assert "cannot start a process: Cannot allocate memory; trying again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("told", ["x", "-1", ""])
@@ -707,6 +754,37 @@ def test_a_process_that_was_forked_after_an_upload_takes_another(tmp_path: Path)
     )  # fmt: skip
 
     assert ("0\n", "") == (run.stdout, run.stderr)
+
+
+def test_a_body_that_a_test_did_not_read_holds_no_stop_up() -> None:
+    before = threading.active_count()
+    with s3mini.start("media") as fake:
+        client = Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key, "media")
+        client.put("large", b"x" * 50_000_000)
+        connection = http.client.HTTPConnection(client.address, timeout=PATIENCE)
+        signed = client.sign("GET", "/media/large", [], {}, UNSIGNED)
+        connection.request("GET", "/media/large", headers=signed)
+        connection.getresponse().read(100)
+        began = time.monotonic()
+    took = time.monotonic() - began
+    connection.close()
+
+    assert took < 10
+    hashing = 2 * (os.cpu_count() or 1)  # those threads stay
+    until(lambda: threading.active_count() <= before + hashing)
+
+
+def test_a_fake_is_stopped_by_its_own_process_only() -> None:
+    with s3mini.start("media") as fake:
+        client = Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key, "media")
+        client.put("k", b"x")
+        pid = os.fork()
+        if not pid:
+            fake.stop()
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+        assert b"x" == client.get("k").body
 
 
 def test_a_fake_that_stopped_is_gone() -> None:

@@ -7,6 +7,7 @@ import errno
 import http.client
 import os
 import re
+import signal
 import socket
 import ssl
 import threading
@@ -14,6 +15,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -685,6 +687,23 @@ def read_slowly(client: Client, key: str) -> int:
     return total
 
 
+def test_what_had_come_is_answered_before_the_end(serve: Serve) -> None:
+    server = serve(INI, workers=1)
+    client = server.client(bucket="media")
+    with contextlib.ExitStack() as stack:
+        raws = [stack.enter_context(Raw(server)) for _ in range(20)]
+        for number, raw in enumerate(raws):  # each has been served once, and is kept
+            raw.send(request(client, "PUT", f"first{number}", b"x"))
+            assert 200 == must(raw.reply()).status
+        for number, raw in enumerate(raws):
+            raw.send(request(client, "PUT", f"k{number}", b"x"))
+        server.process.send_signal(signal.SIGTERM)
+        replies = [raw.reply() for raw in raws]
+
+    assert [200] * 20 == [reply.status if reply else 0 for reply in replies]
+    assert 0 == server.process.wait(PATIENCE)
+
+
 def test_a_head_that_trickles_in_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes in time, the whole head does not."""
     monkeypatch.setattr(s3mini, "HEAD_SECONDS", 0.3)
@@ -809,14 +828,33 @@ def test_ending_a_direction_takes_no_encryption_off(certificate: Path) -> None:
                 assert b"secret" == reader.recv(100)
 
 
-def test_connections_that_never_shake_hands_are_counted(serve: Serve, certificate: Path) -> None:
+def test_connections_that_never_shake_hands_make_room(serve: Serve, certificate: Path) -> None:
     tls = {"tls_cert": certificate / "server.pem", "tls_key": certificate / "server.key"}
     server = serve(INI, workers=1, max_connections=4, **tls)
+    client = replace(server.client(bucket="public"), cafile=str(certificate / "ca.pem"))
     with contextlib.ExitStack() as stack:
-        for _ in range(4):
+        for _ in range(8):
             stack.enter_context(Raw(server))
-        with Raw(server) as fifth:
-            assert 503 == must(fifth.reply()).status
+        assert 404 == client.get("k").status
+        assert 4 >= connections_of(server.process.pid, server.port)
+        began = time.monotonic()
+        server.stop()
+
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_who_has_his_answer_makes_room(serve: Serve, is_refused: bool) -> None:
+    """Refused before all of it came, and lingering: the answer must not be lost to a reset."""
+    server = serve(INI, workers=1, max_connections=2)
+    client = server.client(bucket="media")
+    head = b"PUT /media/x HTTP/1.1\r\nHost: x\r\nContent-Length: 500000\r\n\r\nhello"
+    with Raw(server) as one, Raw(server) as two:
+        for raw in (one, two):
+            raw.send(head if is_refused else b"GET /media/x HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert 403 == must(raw.reply()).status
+
+        assert 404 == client.get("k").status
 
 
 def test_answers_are_encrypted_and_right(serve: Serve, certificate: Path) -> None:
