@@ -4376,14 +4376,15 @@ class Store:
 
         {} where it is damaged: then nobody's but buckets.ini's keys open it.
         """
-        now = time.time()  # before the look
         try:
             info = os.stat(self._about_file)
-            if self._about[0] != generation_of(info):
+            generation = (info.st_ino, info.st_mtime_ns, info.st_ctime_ns)
+            if self._about[0] != generation:
+                now = time.time()  # before it is read
+                is_settled = info.st_ctime_ns < (now - tick_of(info)) * 1e9
                 with open(self._about_file, "rb") as file:
                     about = parse_about(file.read(MAX_DOCUMENT))
-                is_settled = info.st_ctime_ns < (now - tick_of(info)) * 1e9
-                self._about = (generation_of(info) if is_settled else (), about)
+                self._about = (generation if is_settled else (), about)
         except GONE:
             return None
         if self._id is None:
@@ -6487,7 +6488,7 @@ class Buckets:
     def _root(self, name: str) -> str:
         """The bucket's folder, whether or not it is there."""
         path = self._declared[name][0].path if name in self._declared else ""
-        return path or os.path.join(self.config.data, name)
+        return path or f"{self.config.data}{os.sep}{name}"
 
     def open(self, name: str) -> Store:
         """The store of a bucket that there is. Raises NoSuchBucket."""
