@@ -6355,6 +6355,17 @@ class Request(NamedTuple):
                           ArgumentName="encoding-type", ArgumentValue=kind)
         return (lambda s: quote(s, safe="/-._~")) if kind else str
 
+    @contextlib.contextmanager
+    def hiding_what_is_there(self) -> Iterator[None]:
+        """Who may neither read nor list does not learn which keys there are. Raises AccessDenied.
+        """
+        try:
+            yield
+        except S3Error as why:
+            if why.code == "NoSuchKey" and not {"read", "list"} & self.grants:
+                raise S3Error("AccessDenied") from None
+            raise
+
     def check_overwrite(self, old: Optional[Entry]) -> None:
         """An append-only key creates, and replaces only restic's locks. Raises AccessDenied."""
         tidies = "tidy" in self.grants and is_lock(self.key)
@@ -6757,18 +6768,13 @@ def is_opened(req: Request, entry: Entry) -> bool:
 def open_object(req: Request, from_memory: bool = False) -> Found:
     """The object, open, if this request may see it. Raises NoSuchKey, AccessDenied.
 
-    Who may neither read nor list learns nothing about what there is. `from_memory`: its content
-    will do, where it is there.
+    `from_memory`: its content will do, where it is there.
     """
-    try:
+    with req.hiding_what_is_there():
         if req.head.method == "HEAD":
             found = Found(req.store.head(req.key), -1)
         else:
             found = from_memory and req.store.recall(req.key) or req.store.open(req.key)
-    except S3Error as why:
-        if why.code == "NoSuchKey" and not ({"read", "list"} & req.grants):
-            raise S3Error("AccessDenied") from None
-        raise
     if "read" not in req.grants and not is_opened(req, found.entry):
         found.close()
         raise S3Error("AccessDenied")
@@ -7855,7 +7861,8 @@ def delete_object_tagging(req: Request) -> Response:
 
 def set_tags(req: Request, tags: dict[str, str], status: int) -> Response:
     check_version(req)
-    req.store.update(req.key, lambda old: old._replace(tags=tags), req.check_overwrite)
+    with req.hiding_what_is_there():
+        req.store.update(req.key, lambda old: old._replace(tags=tags), req.check_overwrite)
     return Response(status, {} if status == 204 else {"content-length": "0"})
 
 
@@ -7888,7 +7895,8 @@ def put_object_acl(req: Request) -> Response:
     acl = parse_acl(req, requested_acl(req))
     if acl and "read" not in req.grants:
         raise S3Error("AccessDenied")
-    req.store.update(req.key, lambda old: old._replace(acl=acl), req.check_overwrite)
+    with req.hiding_what_is_there():
+        req.store.update(req.key, lambda old: old._replace(acl=acl), req.check_overwrite)
     return Response(200, {"content-length": "0"})
 
 
@@ -8693,10 +8701,6 @@ class App:
         check_refused_headers(head.headers)
         try:
             response = operation(req)
-        except S3Error as why:
-            if why.code == "NoSuchKey" and not {"read", "list"} & grants:
-                raise S3Error("AccessDenied") from None  # who may not ask learns nothing
-            raise
         except FileNotFoundError:
             if bucket and store.about() is None:  # deleted while we were at it
                 raise S3Error("NoSuchBucket", BucketName=bucket) from None
