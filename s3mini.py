@@ -60,6 +60,7 @@ import struct
 import sys
 import threading
 import time
+import weakref
 import zlib
 from array import array
 from bisect import bisect_left
@@ -111,7 +112,7 @@ WRITE_AHEAD = 2 * MIB  # bytes of a body, then the disk begins to write them   [
 SMALL = 64 * KIB  # bytes, a body sent in one write with its head              [measured]
 MIN_CHUNK = 8 * KIB  # bytes, every aws-chunked chunk but the last       [AWS: sigv4-streaming]
 MAX_DATE = 40  # characters of an ISO date                                     [ours]
-MAX_LOGGED = 500  # characters of what a client chose, if each is to be escaped   [ours]
+MAX_LOGGED = 450  # characters of what a client chose, if each is to be escaped   [ours]
 MAX_LINE = 4 * KIB  # bytes, a chunk's head or a trailer line                  [ours]
 
 CLOCK_SKEW = 15 * 60  # seconds between the client's clock and ours            [AWS: SigV4]
@@ -1760,7 +1761,8 @@ def parse_presigned(head: Head) -> tuple[Claim, int]:
     if not re.fullmatch("[0-9]{1,9}", expires) or int(expires) > MAX_EXPIRES:
         raise S3Error(code, f"X-Amz-Expires must be a number from 0 to {MAX_EXPIRES} seconds")
     names = parse_signed_headers(query["X-Amz-SignedHeaders"].lower(), code)
-    told = {query.get("X-Amz-Content-Sha256"), head.headers.get("x-amz-content-sha256")} - {None}
+    told = {query.get("X-Amz-Content-Sha256"), head.headers.get("x-amz-content-sha256")}
+    told -= {None, ""}
     if len(told) > 1:
         raise S3Error("InvalidRequest", "The URL and the header tell two X-Amz-Content-Sha256.")
     payload = next(iter(told), None)
@@ -2762,6 +2764,7 @@ def open_body(head: Head, source: Source, signed: Optional[Signed], streams: boo
 
 SIDECAR = ".s3mini.json"  # the sidecar of NAME is .NAME.s3mini.json
 ROOM = ".s3mini"  # a bucket's own folder
+LOST_AND_FOUND = "lost+found"  # every ext4 disk has that one, and it is root's [mke2fs]
 ASIDE = r"\.s3mini-[0-9a-f]{16}"  # a bucket's own folder that is being removed
 UNSAFE_NAME = r'[%/\x00-\x1f\x7f<>:"|?*\\]' if os.name == "nt" else r"[%/\x00-\x1f\x7f]"
 PLAIN_START, PLAIN = r'[^.%/\x00-\x1f\x7f<>:"|?*\\]', r'[^%/\x00-\x1f\x7f<>:"|?*\\]'
@@ -4199,7 +4202,7 @@ class ListedCache:
 
         Not where the disk counts whole seconds: there an inode used again could look the same.
         """
-        if info.st_mtime_ns % 1_000_000_000 == 0:
+        if info.st_mtime_ns % 1_000_000_000 == info.st_ctime_ns % 1_000_000_000 == 0:
             return
         digest, _, parts = listed.etag.partition("-")
         with contextlib.suppress(KeyError, struct.error):
@@ -4279,8 +4282,9 @@ def id_of(about: Mapping[str, Any]) -> str:
     return str(about.get("id", ""))
 
 
-def raise_it(why: OSError) -> None:
-    raise why
+def raise_unless_gone(why: OSError) -> None:
+    if not isinstance(why, GONE):
+        raise why
 
 
 def remove_tree(path: str) -> None:
@@ -4433,8 +4437,9 @@ class Store:
         with self._all_locks():
             if next(self.scan("", Cursor()), None):
                 raise S3Error("BucketNotEmpty", BucketName=os.path.basename(self.root))
-            for _ in os.walk(self.root, onerror=raise_it):
-                pass  # what may not be read is not empty
+            for path, folders, _ in os.walk(self.root, onerror=raise_unless_gone):
+                if path == self.root:  # what may not be read is not empty
+                    folders[:] = [f for f in folders if f not in (ROOM, LOST_AND_FOUND)]
             # Out of the way while nobody can make the bucket anew, or we would remove the new one.
             aside = os.path.join(os.path.dirname(self.root), f"{ROOM}-{secrets.token_hex(8)}")
             with Folder.open(self.room) as room:
@@ -4863,9 +4868,9 @@ class Store:
 
     @contextlib.contextmanager
     def _lock_to_look(self, key: str) -> Iterator[None]:
-        """The same for who writes nothing; without a lock where we may not write."""
+        """The same for who writes nothing; without a lock where none can be had: nobody writes."""
         with contextlib.ExitStack() as lock:
-            with unless(errno.EROFS, errno.EACCES, errno.EPERM):
+            with unless(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT):
                 lock.enter_context(self.lock(key))
             yield
 
@@ -4971,7 +4976,8 @@ class Store:
         try:
             if FRESH and folder.fd is not None and (is_new or is_fresh(os.fstat(folder.fd))):
                 self.disk.sync_folder(parent)
-                self.disk.unmark(folder)
+                with unless(errno.EPERM):  # the disk says that it is another user's
+                    self.disk.unmark(folder)
         except BaseException:
             folder.close()
             raise
@@ -5807,7 +5813,10 @@ class Store:
 
     def uploads(self) -> list[Upload]:
         """All uploads under way, by key, then by id, which begins with the time."""
-        found = [self._read_upload(name) for name in os.listdir(self._uploads)]
+        found = []
+        for name in os.listdir(self._uploads):
+            with unless(*BAD_DISK, errno.EACCES, *LINK_ERRORS):  # one hides no other
+                found.append(self._read_upload(name))
         return sorted((u for u in found if u), key=lambda u: (u.key, u.id))
 
     @contextlib.contextmanager
@@ -6115,13 +6124,15 @@ class Inspector:
         while todo:
             names = todo.pop()
             try:
-                with self.store.folder(names) as folder:
-                    yield from self._folder(folder, names, todo)
+                folder = self.store.folder(names)
             except GONE:
-                pass
+                continue
             except PermissionError:
-                if names != ("lost+found",):  # every ext4 disk has that one [mke2fs]
+                if names != (LOST_AND_FOUND,):
                     yield Finding("unreadable", "/".join(names), "", False)
+                continue
+            with folder:
+                yield from self._folder(folder, names, todo)
 
     def _versions(self) -> Iterator[Finding]:
         for version in self.store.versions():
@@ -6167,7 +6178,8 @@ class Inspector:
                     raise
                 yield Finding("unreadable", "/".join((*names, name)), "", False)
             except OSError as why:
-                yield broken("/".join((*names, name)), why)
+                if exists(folder, name):  # else it was deleted meanwhile
+                    yield broken("/".join((*names, name)), why)
             if name != "%" and name.endswith("%") and name[:-1] in files:
                 yield Finding("shadowed", "/".join((*names, name)), "", False)
         for name in sorted(sidecars - {Place(folder, n, -1).sidecar for n in files}):
@@ -8808,7 +8820,7 @@ class Stream:
     @property
     def has_head(self) -> bool:
         """Whether a whole head is read ahead."""
-        return b"\r\n\r\n" in self.ahead
+        return b"\r\n\r\n" in self.ahead.lstrip(b"\r\n")
 
     @property
     def is_settled(self) -> bool:
@@ -9321,8 +9333,8 @@ class Connection:
             {
                 "time": render_log_time(now),
                 "peer": self.address_of(head) or self.peer,
-                "key": cut(answer.access_key) or "-",
-                "method": cut(head.method),
+                "key": answer.access_key[:128] or "-",
+                "method": head.method[:20],
                 "target": cut(target),
                 "status": answer.response.status,
                 "code": answer.code or "-",
@@ -9416,6 +9428,12 @@ class Loads:
         return self._counts[self.slot] > least + least // 4
 
 
+# What accept(2) passes on of the network, or a firewall: it is that connection's end, not ours.
+LOST_ERRORS = {getattr(errno, name, 0) for name in (
+    "EPROTO", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ENOPROTOOPT", "EOPNOTSUPP",
+    "ENONET", "EPERM", "ETIMEDOUT")}
+
+
 class Server(http.server.ThreadingHTTPServer):
     """Connections of one process, and not more than there may be.
 
@@ -9435,6 +9453,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.log = LOGS[app.config.log]
         self.tls = tls_context(app.config)
         self.stopping, self.stop_seconds = False, float(STOP_SECONDS)
+        self.is_alone = False  # no other process is to accept from the listener
         self._run, self._requests = secrets.token_hex(4).upper(), itertools.count(1)
         self.life: Optional[socket.socket] = None  # readable when the master is gone
         self.loads: Optional[Loads] = None  # where there are several workers
@@ -9474,6 +9493,9 @@ class Server(http.server.ThreadingHTTPServer):
                 self._accepts_at = 0.0
         if not self._accepts_at:
             self._selector.unregister(self.socket)
+        if self.is_alone:
+            with contextlib.suppress(OSError):  # a process forked from ours may hold it
+                self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()  # new clients are refused at once, not reset at the end
         self.finish()
 
@@ -9507,9 +9529,10 @@ class Server(http.server.ThreadingHTTPServer):
             except (BlockingIOError, ConnectionError, InterruptedError):
                 return  # another worker was faster, or there are no more
             except OSError as why:
-                if why.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    sys.stderr.write(f"s3mini: a connection was lost: {why}\n")
-                    return  # its own network's trouble, as accept(2) says; the front goes on
+                if why.errno in LOST_ERRORS:
+                    return
+                if why.errno not in (*EXHAUSTED, errno.ENOBUFS):
+                    raise
                 # No descriptor is left. Linux says so also where nobody waits: only for the first
                 # of a turn somebody surely does, and an idle connection has to make room.
                 if not number and not self.close_idle():
@@ -9544,8 +9567,12 @@ class Server(http.server.ThreadingHTTPServer):
     def park(self, connection: Connection) -> None:
         connection.stream.waits = False
         connection.since = time.monotonic()
+        try:
+            self._selector.register(connection.sock, selectors.EVENT_READ, connection)
+        except OSError:  # the kernel watches no more of them
+            self.close(connection)
+            return
         self._parked[connection] = None
-        self._selector.register(connection.sock, selectors.EVENT_READ, connection)
 
     def give_turns(self, connections: list[Connection]) -> None:
         """Something came, or has come, on parked connections.
@@ -9699,6 +9726,8 @@ class Server(http.server.ThreadingHTTPServer):
         """Close what is idle, wait for what is not; STOP_SECONDS in all."""
         self.stopping = True
         deadline = time.monotonic() + self.stop_seconds
+        while self._returned:
+            self.park(self._returned.popleft())
         self.give_turns(list(self._parked))  # the last: what has come is answered
         for connection in list(self._parked):
             self.unpark(connection)
@@ -10073,8 +10102,11 @@ def raise_limit() -> None:
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        for most in (wanted, min(wanted, 10240)):  # macOS takes no more than that
+            if soft != resource.RLIM_INFINITY and soft < most:
+                with contextlib.suppress(ValueError, OSError):
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+                    break
 
 
 def run(config: Config, greeting: str = "") -> int:
@@ -10277,7 +10309,7 @@ def command_check(options: Any) -> int:
             meter.close()
             files += meter.files
     except ConfigError as why:  # a bucket is not there: the others are done
-        if not files:
+        if not files and not found:
             raise
         missing = why
     if options.json:
@@ -10312,7 +10344,7 @@ def command_manifest(options: Any) -> int:
 
     def tell(why: OSError) -> None:
         nonlocal code
-        if os.path.basename(str(why.filename)) != "lost+found":  # every ext4 disk has that one
+        if os.path.basename(str(why.filename)) != LOST_AND_FOUND:
             code = 1
             sys.stderr.write(f"s3mini: {why}\n")
 
@@ -10500,14 +10532,21 @@ def main(argv: Optional[list[str]] = None) -> int:
 # ==================================================================================================
 
 
+def remove_own(path: str, pid: int) -> None:
+    if path and os.getpid() == pid:
+        remove_tree(path)
+
+
 class Fake:
     """A server in this process for tests: `with s3mini.start("media") as s3: s3.endpoint`."""
 
     def __init__(self, buckets: tuple[str, ...], data: str):
         import tempfile
 
-        self._folder = None if data else tempfile.TemporaryDirectory(prefix="s3mini-")
-        self.data = data or (self._folder.name if self._folder else "")
+        self._pid = os.getpid()
+        self.data = data or tempfile.mkdtemp(prefix="s3mini-")
+        # Also where nobody stops it; but not at the end of a process that was forked from this one.
+        self._remove = weakref.finalize(self, remove_own, "" if data else self.data, self._pid)
         config = dev_config("127.0.0.1:0", self.data)
         make_dev_buckets(config, list(buckets))
         listener = open_listener(config.listen[0])
@@ -10515,7 +10554,7 @@ class Fake:
         self.access_key, self.secret_key = DEV_KEYS["access_key"], DEV_KEYS["secret_key"]
         self._server = Server(App(config._replace(log="none"), Disk(False)), listener)
         self._server.stop_seconds = FAKE_SECONDS  # a test may not have read all of a body
-        self._pid = os.getpid()
+        self._server.is_alone = True
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
 
@@ -10525,11 +10564,8 @@ class Fake:
             return
         self._server.stop()
         self._thread.join()
-        with contextlib.suppress(OSError):  # also where a child holds the socket too
-            self._server.socket.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
-        if self._folder:
-            self._folder.cleanup()
+        self._remove()
 
     def __enter__(self) -> Fake:
         return self

@@ -354,6 +354,20 @@ def test_a_bucket_that_may_not_be_read_is_not_empty(
     assert (tmp_path / "b/.s3mini/bucket.json").exists()
 
 
+def test_what_comes_and_goes_in_its_room_is_no_reason_to_keep_a_bucket(
+    tmp_path: Path, unreadable: Callable[[Path], None]
+) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    for name in (".s3mini/uploads/gone", "lost+found", "empty"):
+        (tmp_path / "b" / name).mkdir()
+    for name in (".s3mini/uploads/gone", "lost+found"):
+        unreadable(tmp_path / "b" / name)
+    store.destroy()
+
+    assert not (tmp_path / "b/.s3mini/bucket.json").exists()
+
+
 def test_a_bucket_is_removed_by_a_thread(tmp_path: Path) -> None:
     """All its locks, a scan and the removal: in the front everybody would wait."""
     app = s3mini.App(s3mini.dev_config("127.0.0.1:0", str(tmp_path)), s3mini.Disk(False))

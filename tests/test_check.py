@@ -430,6 +430,18 @@ def test_what_is_not_the_files_fault_is_no_finding_of_it(
     monkeypatch.setattr(s3mini.Store, "lock", real)
 
 
+def test_a_room_without_its_locks_hides_no_finding(store: s3mini.Store) -> None:
+    """A restore drops empty folders."""
+    for key in "abc":
+        put(store, key, b"content", "name")
+    Path(store.root, "b").write_bytes(b"by hand")
+    sidecar(Path(store.root, "c")).write_bytes(b"{")
+    shutil.rmtree(Path(store.room, "locks"))
+
+    assert [("changed", "b"), ("unreadable-sidecar", "c")] == inspect(
+        s3mini.Store(store.root, store.disk))
+
+
 def test_a_large_file_by_hand_that_tar_restored_is_not_damaged(
     store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

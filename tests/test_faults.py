@@ -424,6 +424,21 @@ def test_an_upload_that_cannot_be_looked_at_is_no_dead_one(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real_stat(path, *arguments, **named)
 
+    other = s3mini.Upload("f" * 32, "other", 1_600_000_000, s3mini.Entry(0, "", "", 0))
+    store.create_upload(other)
+    dead = Path(store.room) / "uploads" / ("e" * 32)
+    dead.mkdir()
+    os.utime(dead, (1_600_000_000, 1_600_000_000))
+    (folder / "upload.json").rename(folder / "aside")
+    (folder / "upload.json").symlink_to("upload.json")  # a loop
+    os.utime(folder, (1_600_000_000, 1_600_000_000))
+    with pytest.raises(OSError, match="Too many levels"):
+        store.clean(1, 3600)
+    (folder / "upload.json").unlink()
+    (folder / "aside").rename(folder / "upload.json")
+
+    assert not dead.exists()
+    assert [UPLOAD.id] == [upload.id for upload in store.uploads()]
     with monkeypatch.context() as patch:
         patch.setattr(os, "stat", stat)
         with pytest.raises(OSError, match="Input/output error"):

@@ -422,6 +422,20 @@ def test_a_new_folder_is_synced_where_the_disk_says_that_it_is_another_users(
     assert 0 == (tmp_path / "b/new").stat().st_mode & stat.S_ISVTX
 
 
+def test_a_disk_that_takes_no_modes_holds_new_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vfat and CIFS, where all is another user's."""
+    def fchmod(fd: int, mode: int) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    monkeypatch.setattr(os, "fchmod", fchmod)
+
+    assert 1 == put(store, "new/k", b"x", "n").size
+
+
 def test_of_two_that_a_file_may_be_the_bytes_tell(tmp_path: Path) -> None:
     """Two of one size within a second, and a restore that keeps whole seconds."""
     store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))

@@ -359,7 +359,7 @@ def test_a_sidecar_is_read_as_it_was_written() -> None:
 def file_of(entry: s3mini.Entry, ino: int) -> os.stat_result:
     """What a data file of that generation looks like."""
     info = os.stat_result((0o100640, ino, 1, 1, 0, 0, entry.size, 0, 0, 0),
-                          {"st_mtime_ns": entry.mtime_ns})
+                          {"st_mtime_ns": entry.mtime_ns, "st_ctime_ns": 0})
     assert (ino, entry.size, entry.mtime_ns) == (info.st_ino, info.st_size, info.st_mtime_ns)
     return info
 

@@ -427,6 +427,13 @@ def test_who_may_neither_read_nor_list_learns_nothing(world: Server, media: Clie
     assert b"x" == media.get("there").body
 
 
+def test_what_a_copy_misses_is_its_source(world: Server) -> None:
+    writer = world.client("writer-key", bucket="media")
+    missing = writer.put("k", b"", {"x-amz-copy-source": "/public/missing"})
+
+    assert (404, "NoSuchKey") == outcome(missing)
+
+
 def test_who_may_not_delete_ends_only_his_own_upload(world: Server) -> None:
     other = world.client("other-key", bucket="other")
     writer, media = (world.client(f"{n}-key", bucket="media") for n in ("writer", "media"))
