@@ -3681,6 +3681,13 @@ def exists(folder: Folder, name: str) -> bool:
     return mode_of(folder, name) != 0
 
 
+def is_gone(folder: Folder, name: str) -> bool:
+    """Whether it surely is not there; what cannot be looked at may be."""
+    with contextlib.suppress(OSError):
+        return not exists(folder, name)
+    return False
+
+
 def is_folder(folder: Folder, name: str) -> bool:
     return stat.S_ISDIR(mode_of(folder, name))
 
@@ -4172,7 +4179,7 @@ class Contents:
                 self._size -= len(self._known.pop(next(iter(self._known))))
 
 
-LISTED_PLACE = struct.Struct("<QqqqI16sHB")  # inode, mtime_ns, size, hash of disk and key, the rest
+LISTED_PLACE = struct.Struct("<QqqqI16sHB")  # inode, mtime_ns, size, a hash; what is told
 LISTED_SUMS = [((), ""), *(((name,), kind) for name in ALGORITHMS
                            for kind in ("FULL_OBJECT", "COMPOSITE"))]
 NUMBER_OF_SUMS = {sums: number for number, sums in enumerate(LISTED_SUMS)}
@@ -4181,7 +4188,7 @@ NUMBER_OF_SUMS = {sums: number for number, sums in enumerate(LISTED_SUMS)}
 class ListedCache:
     """What listings said of objects, each in 55 bytes, at the place that its file's number gives.
 
-    It counts for the same generation of the same file under the same key. Threads share it: a place
+    It counts for a file of which nothing has changed, under the same key. Threads share it: a place
     is read, and written, by one call each. Fast path: a page that is listed again takes half of
     the time.
     """
@@ -4193,8 +4200,8 @@ class ListedCache:
         if not self._places:
             return None
         packed = LISTED_PLACE.unpack_from(self._places, self._at(info))
-        is_it = packed[:4] == (
-            info.st_ino, info.st_mtime_ns, info.st_size, hash((info.st_dev, key)))
+        is_it = packed[:4] == (info.st_ino, info.st_mtime_ns, info.st_size,
+                               hash((info.st_dev, info.st_ctime_ns, key)))
         return self._listed(*packed[2:]) if is_it else None
 
     def add(self, info: os.stat_result, key: str, listed: Listed) -> None:
@@ -4208,8 +4215,9 @@ class ListedCache:
         with contextlib.suppress(KeyError, struct.error):
             sums = NUMBER_OF_SUMS[listed.checksums, listed.checksum_type]
             packed = LISTED_PLACE.pack(
-                info.st_ino, info.st_mtime_ns, listed.size, hash((info.st_dev, key)),
-                listed.modified, bytes.fromhex(digest), int(parts or 0), sums)
+                info.st_ino, info.st_mtime_ns, listed.size,
+                hash((info.st_dev, info.st_ctime_ns, key)), listed.modified,
+                bytes.fromhex(digest), int(parts or 0), sums)
             at = self._at(info)
             self._room()[at : at + len(packed)] = packed
 
@@ -4466,11 +4474,17 @@ class Store:
         self.make_room()
         self._clean_temp(age)
         self.prune_versions(time.time() - self.keep)
+        trouble = self._clean_uploads(age)
         for upload in self.uploads():
             if expire_uploads and upload.initiated + expire_uploads < time.time():
-                with contextlib.suppress(S3Error):  # it was ended just now
+                try:
                     self.abort_upload(upload)
-        self._clean_uploads(age)
+                except S3Error:
+                    pass  # it was ended just now
+                except OSError as why:
+                    trouble = why
+        if trouble:  # of one upload, once the others are done
+            raise trouble
 
     def _clean_temp(self, age: float) -> None:
         with Folder.open(self.temp) as folder:
@@ -4479,24 +4493,23 @@ class Store:
                     if is_dead:
                         self._drop(folder, name)
 
-    def _clean_uploads(self, age: float) -> None:
+    def _clean_uploads(self, age: float) -> Optional[OSError]:
         """Remove upload folders without upload.json: begun or ended, and then killed.
 
-        Raises OSError where one cannot be looked at, once the others are done.
+        Gives why one cannot be looked at, if that is so.
         """
         trouble = None
         with Folder.open(self._uploads) as uploads:
             for name in os.listdir(uploads.path):
                 path = os.path.join(uploads.path, name)
                 try:
-                    os.stat(os.path.join(path, "upload.json"))
+                    os.close(os.open(os.path.join(path, "upload.json"), READ_FLAGS))
                 except GONE:
                     if self._is_old(uploads, name, max(age, 3600)):
                         self._empty_upload(path)
                 except OSError as why:  # which may pass
                     trouble = why
-        if trouble:
-            raise trouble
+        return trouble
 
     def _is_old(self, folder: Folder, name: str, age: float) -> bool:
         """Whether nothing was done to it for that many seconds."""
@@ -4872,6 +4885,7 @@ class Store:
         with contextlib.ExitStack() as lock:
             with unless(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT):
                 lock.enter_context(self.lock(key))
+            self._check_here()
             yield
 
     def _check_here(self) -> None:
@@ -6115,7 +6129,7 @@ class Inspector:
             time.sleep(SECOND_LOOK_SECONDS)
         yield from self._temp_files(temp)
         for names, name, info in self._orphans:
-            with contextlib.suppress(*GONE):
+            with contextlib.suppress(*GONE, PermissionError):
                 with self.store.folder(names) as folder:
                     yield from self._orphan(folder, names, name, info)
 
@@ -6123,16 +6137,31 @@ class Inspector:
         todo: list[tuple[str, ...]] = [()]
         while todo:
             names = todo.pop()
-            try:
-                folder = self.store.folder(names)
-            except GONE:
-                continue
-            except PermissionError:
-                if names != (LOST_AND_FOUND,):
-                    yield Finding("unreadable", "/".join(names), "", False)
-                continue
-            with folder:
-                yield from self._folder(folder, names, todo)
+            with contextlib.ExitStack() as opened:
+                try:
+                    folder = opened.enter_context(self.store.folder(names))
+                    files, sidecars, below = self._names_in(folder)
+                except GONE:
+                    continue
+                except PermissionError:
+                    if names != (LOST_AND_FOUND,):
+                        yield Finding("unreadable", "/".join(names), "", False)
+                    continue
+                todo += [(*names, name) for name in below if names or name != ROOM]
+                yield from self._folder(folder, names, files, sidecars)
+
+    def _names_in(self, folder: Folder) -> tuple[set[str], set[str], set[str]]:
+        """Its files, sidecars and folders."""
+        files, sidecars, below = set(), set(), set()
+        with folder.scan() as items:
+            for item in items:
+                if item.is_dir(follow_symlinks=False):
+                    below.add(item.name)
+                elif is_sidecar(item.name):
+                    sidecars.add(item.name)
+                elif item.is_file(follow_symlinks=False):
+                    files.add(item.name)
+        return files, sidecars, below
 
     def _versions(self) -> Iterator[Finding]:
         for version in self.store.versions():
@@ -6158,18 +6187,8 @@ class Inspector:
                     yield Finding("temp", f"{ROOM}/tmp/{name}", "", self.repair)
 
     def _folder(
-        self, folder: Folder, names: tuple[str, ...], todo: list[tuple[str, ...]]
+        self, folder: Folder, names: tuple[str, ...], files: set[str], sidecars: set[str]
     ) -> Iterator[Finding]:
-        files, sidecars = set(), set()
-        with folder.scan() as items:
-            for item in items:
-                if item.is_dir(follow_symlinks=False):
-                    if names or item.name != ROOM:
-                        todo.append((*names, item.name))
-                elif is_sidecar(item.name):
-                    sidecars.add(item.name)
-                elif item.is_file(follow_symlinks=False):
-                    files.add(item.name)
         for name in sorted(files):
             try:
                 yield from self._file(folder, (*names, name))
@@ -6178,13 +6197,17 @@ class Inspector:
                     raise
                 yield Finding("unreadable", "/".join((*names, name)), "", False)
             except OSError as why:
-                if exists(folder, name):  # else it was deleted meanwhile
+                if not is_gone(folder, name):
                     yield broken("/".join((*names, name)), why)
             if name != "%" and name.endswith("%") and name[:-1] in files:
                 yield Finding("shadowed", "/".join((*names, name)), "", False)
         for name in sorted(sidecars - {Place(folder, n, -1).sidecar for n in files}):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 self._orphans.append((names, name, folder.stat(name)))
+            except FileNotFoundError:
+                pass  # deleted meanwhile
+            except OSError as why:
+                yield broken("/".join((*names, name)), why)
 
     def _orphan(
         self, folder: Folder, names: tuple[str, ...], name: str, before: os.stat_result
@@ -9333,7 +9356,7 @@ class Connection:
             {
                 "time": render_log_time(now),
                 "peer": self.address_of(head) or self.peer,
-                "key": answer.access_key[:128] or "-",
+                "key": answer.access_key.encode("ascii", "replace").decode()[:128] or "-",
                 "method": head.method[:20],
                 "target": cut(target),
                 "status": answer.response.status,
@@ -9426,12 +9449,6 @@ class Loads:
     def is_ahead(self) -> bool:
         least = min(self._counts)
         return self._counts[self.slot] > least + least // 4
-
-
-# What accept(2) passes on of the network, or a firewall: it is that connection's end, not ours.
-LOST_ERRORS = {getattr(errno, name, 0) for name in (
-    "EPROTO", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ENOPROTOOPT", "EOPNOTSUPP",
-    "ENONET", "EPERM", "ETIMEDOUT")}
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -9529,10 +9546,12 @@ class Server(http.server.ThreadingHTTPServer):
             except (BlockingIOError, ConnectionError, InterruptedError):
                 return  # another worker was faster, or there are no more
             except OSError as why:
-                if why.errno in LOST_ERRORS:
+                if why.errno in (errno.EBADF, errno.ENOTSOCK, errno.EINVAL):
+                    raise  # there is nothing to accept from
+                if why.errno not in (*EXHAUSTED, errno.ENOBUFS):  # the network's, or a firewall's
+                    sys.stderr.write(f"s3mini: a connection was lost: {why}\n")
+                    time.sleep(0.01)  # should it come again at once
                     return
-                if why.errno not in (*EXHAUSTED, errno.ENOBUFS):
-                    raise
                 # No descriptor is left. Linux says so also where nobody waits: only for the first
                 # of a turn somebody surely does, and an idle connection has to make room.
                 if not number and not self.close_idle():
@@ -9548,12 +9567,16 @@ class Server(http.server.ThreadingHTTPServer):
     def accept(self) -> None:
         """Raises OSError when none waits, or no descriptor is left."""
         sock, address = self.get_request()
-        sock.setblocking(True)
+        try:
+            sock.setblocking(True)
+            if sock.family != getattr(socket, "AF_UNIX", None):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:  # the client has reset it already [macOS]
+            sock.close()
+            return
         if len(self.connections) >= self.app.config.max_connections and not self.close_idle():
             self.turn_away(sock)
             return
-        if sock.family != getattr(socket, "AF_UNIX", None):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         peer = address[0] if isinstance(address, tuple) and address else "unix"
         connection = Connection(sock, peer, self)
         self.connections.add(connection)

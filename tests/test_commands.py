@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import pytest
 from conftest import INI, PROGRAM, Serve, Server
@@ -401,6 +401,31 @@ def test_a_connection_that_is_lost_before_it_is_accepted_ends_no_server(
     with pytest.raises(OSError, match="Invalid"):
         server.accept_now()
     server.server_close()
+
+
+def test_a_client_that_has_reset_before_it_is_accepted_ends_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS says EINVAL to whoever sets an option of such a socket."""
+    class Reset(socket.socket):
+        def setsockopt(self, *arguments: Any) -> None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    listener = s3mini.open_listener("127.0.0.1:0")
+    app = s3mini.App(s3mini.dev_config("127.0.0.1:0", str(tmp_path)), s3mini.Disk(False))
+    server = s3mini.Server(app, listener)
+    came = [Reset(), Reset()]
+
+    def get_request() -> tuple[socket.socket, tuple[str, int]]:
+        if not came:
+            raise BlockingIOError
+        return came.pop(), ("192.0.2.1", 1)
+
+    monkeypatch.setattr(server, "get_request", get_request)
+    server.accept_now()
+    server.server_close()
+
+    assert ([], set()) == (came, server.connections)
 
 
 def test_the_master_does_not_wait_for_who_tidies(

@@ -417,12 +417,12 @@ def test_an_upload_that_cannot_be_looked_at_is_no_dead_one(
     store.put_part(UPLOAD, 1, body_of(b"part"))
     folder = Path(store.room) / "uploads" / UPLOAD.id
     os.utime(folder, (1_600_000_000, 1_600_000_000))
-    real_stat = os.stat
+    real_open = os.open
 
-    def stat(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+    def fake_open(path: Any, *arguments: Any, **named: Any) -> int:
         if str(path).endswith("upload.json"):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real_stat(path, *arguments, **named)
+        return real_open(path, *arguments, **named)
 
     other = s3mini.Upload("f" * 32, "other", 1_600_000_000, s3mini.Entry(0, "", "", 0))
     store.create_upload(other)
@@ -440,11 +440,31 @@ def test_an_upload_that_cannot_be_looked_at_is_no_dead_one(
     assert not dead.exists()
     assert [UPLOAD.id] == [upload.id for upload in store.uploads()]
     with monkeypatch.context() as patch:
-        patch.setattr(os, "stat", stat)
+        patch.setattr(os, "open", fake_open)
         with pytest.raises(OSError, match="Input/output error"):
             store.clean(0, 3600)
 
     assert [4] == [part.size for part in store.parts(UPLOAD)]
+
+
+def test_an_upload_that_cannot_be_ended_keeps_no_other(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [digit * 32 for digit in "abc"]
+    for number in ids:
+        store.create_upload(s3mini.Upload(number, "k", 1_600_000_000, s3mini.Entry(0, "", "", 0)))
+    real = s3mini.Store.abort_upload
+
+    def abort(self: s3mini.Store, upload: s3mini.Upload) -> None:
+        if upload.id == ids[0]:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        real(self, upload)
+
+    monkeypatch.setattr(s3mini.Store, "abort_upload", abort)
+    with pytest.raises(PermissionError):
+        store.clean(1, 3600)
+
+    assert ids[:1] == [upload.id for upload in store.uploads()]
 
 
 def test_a_missing_folder_of_ours_is_no_fault_of_the_clients(room: Room) -> None:

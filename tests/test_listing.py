@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import os
 import random
 import threading
 import time
@@ -414,6 +416,29 @@ def test_a_listing_made_again_says_what_one_made_for_the_first_time_says(tmp_pat
     assert again == listed(store)
     assert {"k001", "k002", "k003", "k004", "k005", "k006", "renamed"} == {
         key for key, _ in set(before) ^ set(again)}
+
+
+def test_a_listing_sees_what_a_restore_put_over_what_was_there(tmp_path: Path) -> None:
+    """One of another day, of the same size and, as tar keeps it, of the same second."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    path, sidecar = tmp_path / "b/k", tmp_path / "b/.k.s3mini.json"
+    backups = []
+    for data in (b"first", b"other"):
+        entry = put(store, "k", data, "n")._replace(mtime_ns=10**18)
+        backups.append((data, s3mini.render_sidecar(s3mini.Sidecar("k", entry))))
+    found = []
+    for data, text in backups:
+        path.write_bytes(data)
+        sidecar.write_bytes(text)
+        os.utime(path, ns=(10**18, 10**18))
+        store._entries.clear()
+        for _ in range(2):
+            page = s3mini.list_page(store, "", "", s3mini.Cursor(), 10)
+            found.append(page.objects[0][1].etag)
+
+    first, other = (hashlib.md5(data).hexdigest() for data, _ in backups)
+    assert [first, first, other, other] == found
 
 
 @pytest.mark.parametrize("starts", [True, False])
