@@ -8978,8 +8978,6 @@ class Stream:
 @functools.lru_cache(64)
 def timeval(seconds: float) -> bytes:
     """A C struct timeval."""
-    import struct
-
     return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
 
 
