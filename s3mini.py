@@ -4219,9 +4219,9 @@ class ListedCache:
                 hash((info.st_dev, info.st_ctime_ns, key)), listed.modified,
                 bytes.fromhex(digest), int(parts or 0), sums)
             at = self._at(info)
-            self._room()[at : at + len(packed)] = packed
+            self._mapped()[at : at + len(packed)] = packed
 
-    def _room(self) -> Any:
+    def _mapped(self) -> Any:
         if not self._places:
             import mmap
 
@@ -9813,10 +9813,11 @@ def open_listener(address: str) -> socket.socket:
         sock.listen(BACKLOG)
         return sock
     except OSError as why:
-        cause = {errno.EADDRINUSE: "is another server there? ([::] takes IPv4 too.) G",
-                 errno.EACCES: "this user may not; g"}.get(why.errno or 0, "g")
-        raise ConfigError(f"cannot listen on {address}: {why.strerror or why}; {cause}ive another: "
-                          "listen in buckets.ini, or --listen") from None
+        causes = {errno.EADDRINUSE: " (another server's? [::] takes IPv4 too)",
+                  errno.EACCES: " (this user may not)"}
+        raise ConfigError(f"cannot listen on {address}: {why.strerror or why}"
+                          f"{causes.get(why.errno or 0, '')}; give another: listen in buckets.ini, "
+                          "or --listen") from None
 
 
 def listen_unix(path: str) -> socket.socket:
@@ -10109,25 +10110,27 @@ def warn_of_settings(config: Config) -> None:
         if section.secret_key.startswith("change-me"):
             sys.stderr.write(f"s3mini: [{section.name}] has the example's secret_key; write one of "
                              "your own\n")
-    with contextlib.suppress(OSError):
-        try:
-            check_user(config.data)
-        except ConfigError as why:
-            sys.stderr.write(f"s3mini: {why}\n")
+    try:
+        check_user(config.data)
+    except ConfigError as why:
+        sys.stderr.write(f"s3mini: {why}\n")
+    except OSError:
+        pass  # there is no such folder yet
 
 
 def raise_limit() -> None:
     """Let each connection have its socket and a file or two open: a shell allows 1024 in all."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
+    try:
         import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-        for most in (wanted, min(wanted, 10240)):  # macOS takes no more than that
-            if soft != resource.RLIM_INFINITY and soft < most:
-                with contextlib.suppress(ValueError, OSError):
-                    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-                    break
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for most in (OPEN_FILES, 10240):  # macOS takes no more than the second
+        wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            with contextlib.suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+                return
 
 
 def run(config: Config, greeting: str = "") -> int:

@@ -475,12 +475,18 @@ def test_versions_outlast_the_section_of_their_bucket(serve: Serve) -> None:
     assert ["1 brought back"] == kept.undelete()[1:]
 
 
-def test_a_day_that_another_process_tidied_away_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def keeping(tmp_path: Path) -> s3mini.Store:
+    """A bucket that keeps versions, with the object k."""
     store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), keep=3600)
     store.create()
     put(store, "k", b"x", "n")
+    return store
+
+
+def test_a_day_that_another_process_tidied_away_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = keeping(tmp_path)
     real, gone = s3mini.Store._write_file, []
 
     def write(self: s3mini.Store, folder: s3mini.Folder, *arguments: Any, **named: Any) -> None:
@@ -497,9 +503,7 @@ def test_a_day_that_another_process_tidied_away_is_made_anew(
 
 def test_a_room_without_its_folders_keeps_the_object(tmp_path: Path) -> None:
     """A restore drops empty ones, and a DELETE that keeps nothing is no answer to that."""
-    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), keep=3600)
-    store.create()
-    put(store, "k", b"x", "n")
+    store = keeping(tmp_path)
     os.rmdir(tmp_path / "b/.s3mini/tmp")
     with pytest.raises(FileNotFoundError):
         store.delete("k", s3mini.no_check)
@@ -510,9 +514,7 @@ def test_a_room_without_its_folders_keeps_the_object(tmp_path: Path) -> None:
 def test_who_tidies_meets_days_that_are_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), keep=3600)
-    store.create()
-    put(store, "k", b"x", "n")
+    store = keeping(tmp_path)
     store.delete("k", s3mini.no_check)
     day = store._days()[0]
     monkeypatch.setattr(s3mini.Store, "_days", lambda self: ["2001-01-01", day])
