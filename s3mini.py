@@ -5683,7 +5683,7 @@ class Store:
         except (*GONE, PermissionError) as why:  # as in Level.enter; but of the bucket's own folder
             if not names and isinstance(why, PermissionError):  # nobody can say that it is empty
                 raise
-            return
+            levels = []
         last = None
         try:
             while levels:
@@ -5705,6 +5705,7 @@ class Store:
         finally:
             for level in levels:
                 level.close()
+        self._check_here()  # its disk went away: who mirrors it would delete what was not listed
 
     def _has_objects(self, folder: Folder, name: str) -> bool:
         """Whether anything lies below a folder; looks no further than the first.
@@ -8716,7 +8717,10 @@ class App:
             missing = why
         store = self.buckets.store(bucket, section)
         if not missing:  # before all checks: a page is to see why it is refused
-            answer.rules = cors_rules(section, store.about())
+            about = store.about()
+            answer.rules = cors_rules(section, about)
+            if about is None:
+                missing = S3Error("NoSuchBucket", BucketName=bucket)
         if call.address and has_claim(head):
             self.failures.check(call.address, call.now)
         signed = verify(head, self.buckets.keyring, in_host, call.now)

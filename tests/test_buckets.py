@@ -354,6 +354,35 @@ def test_a_bucket_that_may_not_be_read_is_not_empty(
     assert (tmp_path / "b/.s3mini/bucket.json").exists()
 
 
+def test_a_bucket_whose_disk_went_away_is_not_an_empty_one(serve: Serve) -> None:
+    """Who mirrors a bucket would delete his copy of it."""
+    server = serve()
+    s3, folder = server.client(bucket="media"), server.data / "media"
+    assert 200 == s3.put("k", b"x").status
+    folder.rename(server.data / "away")
+    folder.mkdir()  # where the disk is mounted
+    for reply in (s3.get(), s3.get(list_type=2), s3.get(query="versions"), s3.get("k"),
+                  s3.get(query="uploads"), s3.get(query="location"), s3.put("k", b"y")):
+        assert (404, "NoSuchBucket") == outcome(reply)
+    assert [404, 404] == [s3.head().status, s3.head("k").status]
+    folder.rmdir()
+    (server.data / "away").rename(folder)
+
+    assert (b"x", ["k"]) == (s3.get("k").body, s3.get().elements("Key"))
+
+
+def test_a_page_during_which_the_disk_goes_away_is_no_last_page(tmp_path: Path) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), is_declared=True)
+    store.create()
+    (tmp_path / "b" / "a").write_bytes(b"x")
+    (tmp_path / "b" / "b").write_bytes(b"y")
+    items = store.scan("", s3mini.Cursor())
+    assert "a" == next(items).key
+    (tmp_path / "b").rename(tmp_path / "away")
+    with pytest.raises(s3mini.S3Error, match="bucket"):
+        list(items)
+
+
 def test_what_comes_and_goes_in_its_room_is_no_reason_to_keep_a_bucket(
     tmp_path: Path, unreadable: Callable[[Path], None]
 ) -> None:
