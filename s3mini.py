@@ -731,7 +731,7 @@ class IniReader:
                     f"access_key{shown} in [{s.name}] has another secret_key in an "
                     "earlier section; one key has one secret: give both the same",
                 )
-            if not s.access_key and (":" in s.name or not s.public):
+            if not s.access_key and (":" in s.name or s.is_pattern or not s.public):
                 self.fail(s.name, "", f"[{s.name}] has no access_key: nobody could use it; add one")
             self.check_options(s, sections)
 
@@ -1144,6 +1144,7 @@ class Response:
     ):
         self.status, self.body = status, body
         self.headers = {} if headers is None else headers
+        self.code = ""  # of the S3 error that a body tells of whose 200 was sent already
 
 
 REASONS = {
@@ -1347,7 +1348,7 @@ def parse_complete(data: bytes) -> list[PartItem]:
     parts = []
     for node in parse_xml(data, "CompleteMultipartUpload").all("Part"):
         number = node.get("PartNumber").strip()
-        if not re.fullmatch("[0-9]{1,9}", number):
+        if not re.fullmatch("[0-9]{1,9}", number) or not node.get("ETag").strip():
             raise S3Error("MalformedXML", "A Part needs its PartNumber and ETag.")
         sums = {n.tag[8:]: n.text.strip() for n in node.children
                 if n.tag.startswith("Checksum") and n.text.strip()}
@@ -1774,12 +1775,14 @@ def parse_presigned(head: Head) -> tuple[Claim, int]:
 def secret_of(keyring: Keyring, access_key: str) -> str:
     """Raises InvalidAccessKeyId."""
     if access_key not in keyring.secrets or not access_key:
-        raise S3Error("InvalidAccessKeyId", AWSAccessKeyId=access_key)
+        is_secret = True in [same(access_key, secret) for secret in keyring.secrets.values()]
+        shown = "" if is_secret else access_key  # the two were swapped: it is not to be logged
+        raise S3Error("InvalidAccessKeyId", AWSAccessKeyId=shown)
     return keyring.secrets[access_key]
 
 
 def check_no_token(head: Head) -> None:
-    if "x-amz-security-token" in head.headers or "X-Amz-Security-Token" in head.query:
+    if "x-amz-security-token" in {*head.headers, *map(str.lower, head.query)}:
         raise S3Error("InvalidToken", "There are no session tokens here: unset AWS_SESSION_TOKEN.")
 
 
@@ -1946,12 +1949,20 @@ def explain(head: Head, claim: Claim, secret: str, query: str) -> str:
             return f"{default} {sentence}"
     lost = [name for name in claim.names if name not in head.headers]
     if lost:
-        return (f"{default} The client signed {', '.join(lost[:10])}, which did not arrive. nginx "
-                "drops names with _ or . in them, but not with: ignore_invalid_headers off;")
+        text = f"{default} The client signed {', '.join(lost[:10])}, which did not arrive."
+        if "X-Amz-Signature" in head.query:
+            text += " Who opens the URL sends these too, as they were when it was made."
+        if re.search("[_.]", "".join(lost)):
+            text += (" nginx drops names with _ or . in them, but not with: "
+                     "ignore_invalid_headers off;")
+        return text
     for stray in (secret + " ", secret + "\n", secret + "\r\n", " " + secret, secret.strip()):
         if stray != secret and fits(stray, {}):
             return f"{default} The client's secret key has a stray space or newline around it."
     if "X-Amz-Signature" in head.query:
+        more = ", ".join([name for name in claim.names if name != "host"][:10])
+        if more:
+            default += f" The URL is for one value of {more}: was it sent as it was signed?"
         return (f"{default} Was the URL made for another host than {head.host}? Then name that in "
                 "buckets.ini: hosts = ...")
     return default
@@ -2688,10 +2699,13 @@ class FormReader:
         return data
 
     def _more(self, size: int = SMALL) -> None:
-        data = self._source.read(size)
-        if not data:
+        pieces, left = [], KIB  # of chunks of a byte each would be one search of the buffer
+        while left > 0 and (data := self._source.read(size)):
+            pieces.append(data)
+            left -= len(data)
+        if not pieces:
             raise S3Error("MalformedPOSTRequest", "The form ends within a part.")
-        self._buffer += data
+        self._buffer += b"".join(pieces)
 
     def _check_end(self, at: int) -> None:
         """What is behind the boundary tells whether it is one. Raises MalformedPOSTRequest."""
@@ -6352,6 +6366,9 @@ class Request(NamedTuple):
 
     def open_body(self) -> Body:
         """The payload of an operation that stores it. Raises what open_body raises."""
+        if "content-range" in self.headers:  # [RFC 9110 §14.5; curl -C]
+            raise S3Error("InvalidRequest",
+                          "A body is stored whole: Content-Range is for answers.")
         return open_body(self.head, self.source, self.signed, streams=True)
 
     def document(self, has_own_checksums: bool = True, limit: int = MAX_DOCUMENT) -> bytes:
@@ -6413,7 +6430,9 @@ class Request(NamedTuple):
 
         Raises AccessDenied, PreconditionFailed, NoSuchKey.
         """
-        if "if-match" in self.headers and "read" not in self.grants:  # it tells the ETag
+        if "read" not in self.grants and (  # the answer tells the ETag, or how old it is
+                "if-match" in self.headers or "if-unmodified-since" in self.headers
+                or self.headers.get("if-none-match", "*").strip() != "*"):
             raise S3Error("AccessDenied")
         check_write_conditions(self.headers, old, self.key)
         self.check_overwrite(old)
@@ -6612,6 +6631,8 @@ class Buckets:
 
 # -- objects -------------------------------------------------------------------------------------
 
+SOURCES = {  # whose bytes a write takes, besides its body's: a word for its route
+    "x-amz-copy-source": "copy", "x-amz-write-offset-bytes": "append"}
 KEPT_HEADERS = (
     "content-type", "content-disposition", "content-language", "cache-control", "expires")
 REFUSED_HEADERS = (
@@ -6831,6 +6852,8 @@ def get_object(req: Request) -> Response:
         wanted = chosen_range(req, entry)
         span = wanted if wanted is not None else range(entry.size)
         headers = object_headers(entry)
+        if entry.tags and "read" not in req.buckets.grants(req.bucket, req.access_key):
+            del headers["x-amz-tagging-count"]  # what is public is the object
         if req.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED" and entry.checksums:
             headers.update(checksum_headers(entry) if wanted is None else part_checksum(req, entry))
         headers.update(overrides)
@@ -6929,12 +6952,7 @@ def put_object(req: Request) -> Response:
 
     Raises PreconditionFailed, and whatever describing the object or reading the body raises.
     """
-    if "content-range" in req.headers:  # [RFC 9110 §14.5; curl -C]
-        raise S3Error("InvalidRequest", "An object is stored whole: Content-Range is for answers.")
     entry, body = describe_object(req), req.open_body()
-    offset = req.headers.get("x-amz-write-offset-bytes")
-    if offset is not None:
-        return append_object(req, entry, body, offset)
     entry = req.store.put(req.key, body, lambda: with_body(entry, body), req.check_write)
     return Response(
         200, {"etag": f'"{entry.etag}"', "content-length": "0", **checksum_headers(entry)}
@@ -7091,16 +7109,20 @@ def copy_object(req: Request) -> Response:
     """
     if "x-amz-copy-source-range" in req.headers:
         raise S3Error("InvalidRequest", "x-amz-copy-source-range is for parts: UploadPartCopy.")
-    for left in reversed(range(ROUNDS)):
-        try:
-            entry = copy_once(req)
-            break
-        except S3Error as why:
-            if why.code != "OperationAborted" or not left:
-                raise
-    return xml_response("CopyObjectResult", [
-        ("LastModified", render_iso_date(entry.modified)), ("ETag", f'"{entry.etag}"'),
-        *checksum_elements(entry)])
+
+    def work() -> Response:
+        for left in reversed(range(ROUNDS)):
+            try:
+                entry = copy_once(req)
+                break
+            except S3Error as why:
+                if why.code != "OperationAborted" or not left:
+                    raise
+        return xml_response("CopyObjectResult", [
+            ("LastModified", render_iso_date(entry.modified)), ("ETag", f'"{entry.etag}"'),
+            *checksum_elements(entry)])
+
+    return answer_in_time(req, work)
 
 
 def copy_once(req: Request) -> Entry:
@@ -7393,13 +7415,24 @@ def create_multipart_upload(req: Request) -> Response:
     return reply
 
 
+def upload_of(req: Request) -> Upload:
+    """The upload that a request writes to or ends. A key that may not delete has only its own.
+
+    Raises NoSuchUpload, AccessDenied.
+    """
+    upload = req.store.upload(req.query["uploadId"], req.key)
+    if "delete" not in req.grants and upload.owner != req.access_key:
+        raise S3Error("AccessDenied")
+    return upload
+
+
 def upload_part(req: Request) -> Response:
     """UploadPart: parts in any order, of any size, sent again at will. [AWS: UploadPart]
 
     Raises NoSuchUpload, InvalidArgument, InvalidRequest and whatever reading the body raises.
     """
     number = req.part_number()
-    upload = req.store.upload(req.query["uploadId"], req.key)
+    upload = upload_of(req)
     body = req.open_body()
     sent = body.algorithm
     if upload.algorithm and sent != upload.algorithm and (sent or upload.kind == "COMPOSITE"):
@@ -7423,7 +7456,12 @@ def upload_part_copy(req: Request) -> Response:
     Raises AccessDenied, NoSuchKey, NoSuchUpload, InvalidArgument, PreconditionFailed.
     """
     number = req.part_number()
-    upload = req.store.upload(req.query["uploadId"], req.key)
+    upload = upload_of(req)
+    return answer_in_time(req, lambda: copy_part(req, upload, number))
+
+
+def copy_part(req: Request, upload: Upload, number: int) -> Response:
+    """Raises as upload_part_copy does."""
     found = open_copy_source(req)
     try:
         span = parse_copy_range(req.headers.get("x-amz-copy-source-range"), found.entry.size)
@@ -7465,8 +7503,10 @@ def complete_multipart_upload(req: Request) -> Response:
     """
     items = parse_complete(req.document(has_own_checksums=False))
     try:
-        upload = req.store.upload(req.query["uploadId"], req.key)
-    except S3Error:
+        upload = upload_of(req)
+    except S3Error as why:
+        if why.code != "NoSuchUpload":
+            raise
         return completed_before(req, items)
     check_whole_headers(req, upload)
 
@@ -7483,7 +7523,7 @@ def complete_multipart_upload(req: Request) -> Response:
             return completed_before(req, items)  # it was sent twice, and the other was faster
         return complete_reply(req, entry)
 
-    return answer_in_time(work, f"/{req.bucket}/{req.key}", req.id)
+    return answer_in_time(req, work)
 
 
 def origin_of(req: Request) -> str:
@@ -7601,11 +7641,12 @@ def joined_checksums(upload: Upload, parts: list[Part]) -> dict[str, str]:
     return {upload.algorithm: value}
 
 
-def answer_in_time(work: Callable[[], Response], resource: str, request_id: str) -> Response:
+def answer_in_time(req: Request, work: Callable[[], Response]) -> Response:
     """The work's answer; while it takes long, white space keeps the client waiting. [AWS: Complete]
 
     Raises what the work raises in its first seconds; later it becomes the document.
     """
+    response = Response(200, {"content-type": "application/xml"})
     done: list[Union[Response, Exception]] = []
 
     def run() -> None:
@@ -7627,14 +7668,28 @@ def answer_in_time(work: Callable[[], Response], resource: str, request_id: str)
         if isinstance(found, Response) and isinstance(found.body, bytes):
             yield found.body[len(XML_HEAD) :]
         else:
-            error = found if isinstance(found, S3Error) else S3Error("InternalError")
-            yield render_error(error, resource, request_id)[len(XML_HEAD) :]
+            error = found if isinstance(found, S3Error) else late_error(found, req.troubles)
+            response.code = error.code
+            yield render_error(error, req.head.path, req.id)[len(XML_HEAD) :]
 
     if thread.is_alive():
-        return Response(200, {"content-type": "application/xml"}, wait())
+        response.body = wait()
+        return response
     if isinstance(done[0], Exception):
         raise done[0]
     return done[0]
+
+
+def late_error(why: object, troubles: list[str]) -> S3Error:
+    """What a client is told of what went wrong behind a 200; `troubles` has the rest."""
+    if isinstance(why, OSError):
+        troubles.append(f"{type(why).__name__}: {why}")
+        return error_of_disk(why)
+    import traceback
+
+    if isinstance(why, Exception):
+        troubles.append("".join(traceback.format_exception(type(why), why, why.__traceback__)))
+    return S3Error("InternalError")
 
 
 def abort_multipart_upload(req: Request) -> Response:
@@ -7643,9 +7698,7 @@ def abort_multipart_upload(req: Request) -> Response:
     A key that may not delete ends only what it began. Raises NoSuchUpload, PreconditionFailed,
     AccessDenied.
     """
-    upload = req.store.upload(req.query["uploadId"], req.key)
-    if "delete" not in req.grants and upload.owner != req.access_key:
-        raise S3Error("AccessDenied")
+    upload = upload_of(req)
     begun = req.headers.get("x-amz-if-match-initiated-time")
     if begun is not None and parse_http_date(begun) != upload.initiated:
         raise S3Error("PreconditionFailed", Condition="x-amz-if-match-initiated-time")
@@ -7898,7 +7951,7 @@ def delete_object_tagging(req: Request) -> Response:
 def set_tags(req: Request, tags: dict[str, str], status: int) -> Response:
     check_version(req)
     with req.hiding_what_is_there():
-        req.store.update(req.key, lambda old: old._replace(tags=tags), req.check_overwrite)
+        req.store.update(req.key, lambda old: old._replace(tags=tags), req.check_write)
     return Response(status, {} if status == 204 else {"content-length": "0"})
 
 
@@ -7932,7 +7985,7 @@ def put_object_acl(req: Request) -> Response:
     if acl and "read" not in req.grants:
         raise S3Error("AccessDenied")
     with req.hiding_what_is_there():
-        req.store.update(req.key, lambda old: old._replace(acl=acl), req.check_overwrite)
+        req.store.update(req.key, lambda old: old._replace(acl=acl), req.check_write)
     return Response(200, {"content-length": "0"})
 
 
@@ -7982,8 +8035,8 @@ def rename_object(req: Request) -> Response:
     x-amz-rename-source is a key of the same bucket, with or without /BUCKET/ before it. Raises
     NoSuchKey, PreconditionFailed, AccessDenied.
     """
-    text = decode_escapes(req.headers.get("x-amz-rename-source", "")).lstrip("/")
-    source = text[len(req.bucket) + 1 :] if text.startswith(req.bucket + "/") else text
+    text = req.headers.get("x-amz-rename-source", "")
+    source = decode_escapes(text.removeprefix(f"/{req.bucket}/"))
     check_key(source)
     if not source or source == req.key:
         raise S3Error("InvalidRequest", "x-amz-rename-source must name another object.")
@@ -8002,11 +8055,13 @@ def rename_object(req: Request) -> Response:
     return Response(200, {"content-length": "0"})
 
 
-def append_object(req: Request, given: Entry, body: Body, offset: str) -> Response:
+def append_object(req: Request) -> Response:
     """PutObject with x-amz-write-offset-bytes: add to the end of what is there. [AWS: S3 Express]
 
     Its metadata stay. Raises InvalidWriteOffset, PreconditionFailed, AccessDenied.
     """
+    given, body = describe_object(req), req.open_body()
+    offset = req.headers["x-amz-write-offset-bytes"]
     if not re.fullmatch("[0-9]{1,15}", offset):
         raise S3Error("InvalidWriteOffset")
     if int(offset) and "read" not in req.grants:  # the answer tells the MD5 of what is there
@@ -8040,6 +8095,8 @@ def post_object(req: Request) -> Response:
     if "write" not in grants:
         raise S3Error("AccessDenied")
     check_refused_headers(req.headers)
+    if not SOURCES.keys().isdisjoint(req.headers):
+        raise S3Error("NotImplemented", "A form stores its file, whole.")
     entry = describe_object(req)
     if "tagging" in fields:
         entry = entry._replace(tags=parse_tagging(fields["tagging"].encode()))
@@ -8080,7 +8137,7 @@ def form_key(key: str) -> str:
 def form_headers(fields: Mapping[str, str]) -> dict[str, str]:
     """A form's fields as the headers they stand for."""
     named = {n: v for n, v in fields.items() if n.startswith("x-amz-") or n in KEPT_HEADERS
-             or n in ("content-encoding", "content-md5")}
+             or n in ("content-encoding", "content-md5", "if-match", "if-none-match")}
     if "acl" in fields:
         named["x-amz-acl"] = fields["acl"]
     return {n: v.encode("utf-8", "surrogateescape").decode("latin-1") for n, v in named.items()}
@@ -8375,6 +8432,7 @@ ROUTES: dict[tuple[str, str, str], tuple[Operation, str]] = {
     ("HEAD",   OBJECT,  ""):          (get_object,                   READ),
     ("PUT",    OBJECT,  ""):          (put_object,                   WRITE),
     ("PUT",    OBJECT,  "copy"):      (copy_object,                  WRITE),
+    ("PUT",    OBJECT,  "append"):    (append_object,                WRITE),
     ("PUT",    OBJECT,  "renameObject"): (rename_object,             WRITE),
     ("DELETE", OBJECT,  ""):          (delete_object,                DELETE),
     ("GET",    OBJECT,  "attributes"): (get_object_attributes,       READ_MORE),
@@ -8421,7 +8479,8 @@ ALLOWED_NAMES = {
 HOISTED = re.compile(
     "x-amz-(?:meta-.+|acl|tagging|storage-class|copy-source.*|server-side-.*|request-payer"
     "|(?:source-)?expected-bucket-owner|(?:metadata|tagging)-directive|rename-source.*"
-    "|object-attributes|max-parts|part-number-marker|if-match-.*)")
+    "|object-attributes|max-parts|part-number-marker|if-match-.*|write-offset-bytes"
+    "|checksum-(?:algorithm|mode|type)|mp-object-size)")
 # The checksum of a body that was not known when the URL was made: AWS ignores it. [JS SDK v3]
 IGNORED = re.compile(r"x-amz-(?:checksum-.*|sdk-checksum-algorithm|user-agent)")
 
@@ -8438,8 +8497,9 @@ def resolve(head: Head, scope: str) -> tuple[Operation, str]:
             "InvalidArgument", "Conflicting query string parameters: " + ", ".join(chosen)
         )
     selector = chosen[0] if chosen else ""
-    if "x-amz-copy-source" in head.headers:
-        selector = f"{selector} copy".lstrip()
+    for name, what in SOURCES.items():
+        if name in head.headers:
+            selector = f"{selector} {what}".lstrip()
     row = ROUTES.get((head.method, scope, selector))
     if not row and selector:
         raise S3Error("NotImplemented", f"{head.method} with {selector!r} is not done here.")
@@ -8600,9 +8660,6 @@ def start_of(known: Known, section: Section, with_checksums: bool) -> str:
     return known.starts.setdefault(kind, start) if len(start) <= KIB else start
 
 
-LONGER_WRITES = frozenset(("x-amz-copy-source", "x-amz-write-offset-bytes"))
-
-
 class App:
     """A request's head and body in, its answer out. Shared by all threads."""
 
@@ -8636,7 +8693,8 @@ class App:
             return False
         if is_write:
             return (head.method in ("PUT", "DELETE") and key != "" and size <= SMALL
-                    and LONGER_WRITES.isdisjoint(head.headers))
+                    and not any(name in head.headers for name in SOURCES)
+                    and not any(name.lower() in SOURCES for name in head.query))
         limit = MAX_OBJECT if head.method == "HEAD" else SMALL
         return size == 0 and self.buckets.knows(bucket, key, limit)
 
@@ -8670,9 +8728,10 @@ class App:
             self.failures.check(address, now)
         signed = verify(head, self.buckets.keyring, in_host, now, explains=False)
         access_key = signed.access_key if signed else ""
-        is_allowed = "read" in self.buckets.grants(bucket, access_key) or is_public(section, key)
+        is_reader = "read" in self.buckets.grants(bucket, access_key)
+        is_allowed = is_reader or is_public(section, key)
         found = store.in_memory(key, needs_content) if is_allowed else None
-        if not found:
+        if not found or found[0].entry.tags and not is_reader:
             return None
         known, content = found
         with_checksums = head.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED"
@@ -8694,9 +8753,9 @@ class App:
             answer.response = error_response(why, answer.resource, call.id)
         except OSError as why:
             error = error_of_disk(why)
-            answer.code, answer.trouble = error.code, f"{type(why).__name__}: {why}"
+            answer.code, answer.troubles = error.code, [f"{type(why).__name__}: {why}"]
             if isinstance(why, PermissionError):
-                answer.trouble += "; the server's user must own what lies below its folder"
+                answer.troubles.append("the server's user must own what lies below its folder")
             answer.response = error_response(error, answer.resource, call.id)
         headers = answer.response.headers
         headers["x-amz-request-id"] = headers["x-amz-id-2"] = call.id
@@ -8744,7 +8803,7 @@ class App:
             if bucket and store.about() is None:  # deleted while we were at it
                 raise S3Error("NoSuchBucket", BucketName=bucket) from None
             raise
-        answer.trouble = "; ".join(dict.fromkeys(req.troubles)) if req.troubles else ""
+        answer.troubles = req.troubles
         return response
 
     def preflight(self, answer: Answer, head: Head) -> Response:
@@ -8771,7 +8830,7 @@ class Answer:
         self.response, self.resource = response, resource
         self.bucket = self.access_key = ""
         self.code = code  # of the S3 error, if it is one
-        self.trouble = trouble  # what went wrong on our side
+        self.troubles = [trouble] if trouble else []  # what went wrong on our side
         self.rules: list[CorsRule] = []
 
 
@@ -9229,7 +9288,7 @@ class Connection:
         finally:
             if isinstance(answer.response.body, FileSpan):
                 answer.response.body.close()
-            if self.server.log or answer.trouble:
+            if self.server.log or answer.troubles:
                 self.log(head, answer, now, began, sent)
         if source and not keep:
             if self.stream.waits:
@@ -9347,8 +9406,8 @@ class Connection:
 
     def log(self, head: Head, answer: Answer, now: float, began: float, sent: int) -> None:
         """A line for the operator; README.md tells what stands in it."""
-        if answer.trouble:
-            sys.stderr.write(f"s3mini: {answer.trouble}\n")
+        if answer.troubles:
+            sys.stderr.write(f"s3mini: {'; '.join(dict.fromkeys(answer.troubles))}\n")
         if not self.server.log:
             return
         target = head.path + (
@@ -9362,7 +9421,7 @@ class Connection:
                 "method": head.method[:20],
                 "target": cut(target),
                 "status": answer.response.status,
-                "code": answer.code or "-",
+                "code": answer.code or answer.response.code or "-",
                 "bytes": sent,
                 "ms": round((time.perf_counter() - began) * 1000, 1),
                 "id": answer.response.headers.get("x-amz-request-id", "-"),
@@ -9376,7 +9435,8 @@ def is_small(response: Response) -> bool:
     return isinstance(body, bytes) or isinstance(body, FileSpan) and body.length <= SMALL
 
 
-SECRET_NAMES = re.compile(r"(?i)(?:x-amz-)?signature|x-amz-security-token|x-amz-credential")
+SECRET_NAMES = re.compile(
+    r"(?i)(?:x-amz-)?signature|x-amz-security-token|x-amz-credential|awsaccesskeyid")
 
 
 def cut(text: str) -> str:

@@ -874,6 +874,20 @@ def test_a_wrong_signature_is_logged_with_its_key_and_the_reason(logged: Server)
     assert "nobody-key" in entries(logged, "InvalidAccessKeyId")[0]
 
 
+@pytest.mark.parametrize("how", ["header", "V4 URL", "V2 URL"])
+def test_a_secret_that_is_given_for_the_key_is_not_logged(logged: Server, how: str) -> None:
+    """The two are easily confused."""
+    swapped = Client(logged.address, SECRET, "attack-key", bucket="media")
+    if how == "header":
+        reply = swapped.get("swapped")
+    else:
+        reply = swapped.fetch(swapped.presign("GET", "swapped", version=4 if "4" in how else 2))
+
+    assert "InvalidAccessKeyId" == reply.error
+    assert entries(logged, "swapped")
+    assert SECRET not in logged.log + reply.body.decode()
+
+
 INJECTIONS: dict[str, Callable[[str], bytes]] = {
     "in the path": lambda text: (
         b"GET /media/" + text.encode() + b"%0d%0aforged HTTP/1.1\r\nHost: x\r\n"

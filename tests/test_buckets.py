@@ -407,6 +407,17 @@ def test_a_bucket_is_removed_by_a_thread(tmp_path: Path) -> None:
     assert [False, False, True] == quick
 
 
+@pytest.mark.parametrize("name", ["x-amz-copy-source", "X-Amz-Copy-Source"])
+def test_a_copy_is_made_by_a_thread(tmp_path: Path, name: str) -> None:
+    """Also that of a URL which has the header in its query."""
+    app = s3mini.App(s3mini.dev_config("127.0.0.1:0", str(tmp_path)), s3mini.Disk(False))
+    ways = ((f"?{name}=media%2Fa", ""), ("", f"{name}: media/a\r\n"), ("", ""))
+    heads = [f"PUT /media/k{query} HTTP/1.1\r\nHost: x\r\n{header}\r\n".encode()
+             for query, header in ways]
+
+    assert [False, False, True] == [app.is_quick(s3mini.parse_head(head), 0) for head in heads]
+
+
 def test_who_finds_a_bucket_there_has_its_name_on_the_disk(tmp_path: Path) -> None:
     """Who made it may have been killed before that."""
     store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
@@ -638,6 +649,17 @@ def test_a_rename_moves_everything(s3: Client, old: str, new: str) -> None:
     assert (before["etag"], "1") == (got.headers["etag"], got.headers["x-amz-tagging-count"])
 
 
+@pytest.mark.parametrize(("source", "moved"), [
+    ("{}/x", "{}/x"), ("/{}/x", "x"), ("%2Flead", "/lead"), ("/lead", "/lead"),
+    ("/{}/{}/x", "{}/x")])
+def test_a_rename_takes_the_object_that_is_named(s3: Client, source: str, moved: str) -> None:
+    for key in ("x", "{}/x", "lead", "/lead"):
+        s3.put(key.format(s3.bucket), key.encode())
+    assert 200 == rename(s3, source.format(s3.bucket, s3.bucket), "new").status
+
+    assert (moved.encode(), 404) == (s3.get("new").body, s3.get(moved.format(s3.bucket)).status)
+
+
 def test_a_rename_replaces_what_is_there(s3: Client) -> None:
     s3.put("a", b"new", {"x-amz-meta-a": "new"})
     s3.put("b", b"old one", {"x-amz-meta-b": "old"})
@@ -779,6 +801,17 @@ def test_an_append_to_a_damaged_object_is_refused(server: Server, s3: Client) ->
 
     assert (500, "InternalError") == outcome(reply)
     assert b"0122456789" == s3.get("k").body
+
+
+def test_nothing_else_is_an_append(s3: Client) -> None:
+    s3.put("k", b"old")
+    upload = s3.post("m", query="uploads").element("UploadId")
+    offset, source = {"x-amz-write-offset-bytes": "3"}, {"x-amz-copy-source": f"{s3.bucket}/k"}
+    for reply in (s3.put("k", b"", {**offset, **source}),
+                  s3.put("m", b"x", offset, partNumber=1, uploadId=upload),
+                  s3.put("m", b"", {**offset, **source}, partNumber=1, uploadId=upload)):
+        assert (501, "NotImplemented") == outcome(reply)
+    assert b"old" == s3.get("k").body
 
 
 def test_racing_appends_lose_nothing(s3: Client) -> None:

@@ -101,6 +101,7 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
     "no secret": ("[media]\naccess_key = k\n", 1, ["[media]", "no secret_key", "add"]),
     "no access key": ("[media]\nsecret_key = k\n", 1, ["[media]", "no access_key", "add"]),
     "no key": ("[media]\n", 1, ["[media]", "no access_key", "add"]),
+    "no key for a pattern": ("[*]\npublic = read\n", 1, ["[*]", "no access_key", "add"]),
     "no key for a second section": (GOOD + "[media:ci]\nmode = read\n", 4, ["[media:ci]", "add"]),
     "a space in a key": (
         "[media]\naccess_key = a b\nsecret_key = s\n",

@@ -836,6 +836,16 @@ def test_fields_have_20_kb_in_all(server: Server, form: Form) -> None:
     assert 204 == send(server, form.bucket, encode(fits, b"content")).status
 
 
+def test_a_form_of_chunks_of_one_byte_costs_a_stranger_more_than_us() -> None:
+    kind, body = f"multipart/form-data; boundary={BOUNDARY}", encode({}, None) * 1000
+    reader = s3mini.FormReader(kind, Cut(b"x" * len(body), lambda: 1))
+    began = time.process_time()
+    with pytest.raises(s3mini.S3Error):
+        reader.read_fields()
+
+    assert time.process_time() - began < 0.5
+
+
 def test_fields_without_end_take_no_memory() -> None:
     kind = f"multipart/form-data; boundary={BOUNDARY}"
     endless = b"".join(part(f"x-ignore-{n}", b"") for n in range(20_000))
@@ -868,6 +878,8 @@ def test_a_forms_key_is_a_key_like_any_other(
         ("x-amz-meta-big", "x" * 2100, 400, "MetadataTooLarge"),
         ("x-amz-security-token", "token", 400, "InvalidToken"),
         ("x-amz-checksum-xxhash64", "AAAA", 501, "NotImplemented"),
+        ("x-amz-copy-source", "media/a", 501, "NotImplemented"),
+        ("x-amz-write-offset-bytes", "3", 501, "NotImplemented"),
     ],
 )
 def test_what_is_not_done_is_refused_by_name(
@@ -887,6 +899,15 @@ def test_a_refused_form_leaves_the_old_object(server: Server, s3: Client, form: 
     got = s3.get("k")
 
     assert (b"old", "1") == (got.body, got.headers["x-amz-meta-a"])
+
+
+def test_a_form_obeys_the_conditions_of_its_policy(server: Server, s3: Client, form: Form) -> None:
+    once = {"if-none-match": "*"}
+    new = replace(form, fields={"key": "k", **once}, conditions=(*form.conditions, once))
+
+    assert 204 == submit(server, new).status
+    refused(server, replace(new, file=b"other"), 412, "PreconditionFailed")
+    assert b"content" == s3.get("k").body
 
 
 def test_a_missing_bucket_takes_no_form(server: Server, form: Form) -> None:

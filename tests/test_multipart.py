@@ -12,6 +12,7 @@ import json
 import os
 import random
 import threading
+import time
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -279,6 +280,53 @@ def test_a_complete_that_is_sent_again_syncs_what_the_first_did_not(
     assert ["d", "upload.json"] == calls[:2]
 
 
+@pytest.mark.parametrize(
+    ("why", "code", "told"),
+    [
+        (OSError(errno.ENOSPC, "full"), "InsufficientStorage", "full"),
+        (s3mini.S3Error("PreconditionFailed"), "PreconditionFailed", ""),
+        (RuntimeError("a bug"), "InternalError", "Traceback"),
+        (None, "", ""),
+    ],
+)
+@pytest.mark.parametrize("operation", ["complete", "copy", "copy of a part"])
+def test_what_takes_long_is_a_200_and_then_what_came_of_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: Any, operation: str, why: Any, code: str, told: str
+) -> None:
+    """White space until then: no client or proxy gives up meanwhile."""
+    monkeypatch.setattr(s3mini, "PATIENCE_SECONDS", 0.05)
+    logged: list[Any] = []
+    with s3mini.start("media") as fake:
+        fake._server.log = logged.append
+        s3 = Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key, "media")
+        s3.put("source", b"x")
+        upload = create(s3, "k")
+        etag = send(s3, "k", upload, 1, b"x").etag
+
+        names = {"complete": "complete_upload", "copy": "put", "copy of a part": "put_part"}
+        plain = getattr(s3mini.Store, names[operation])
+
+        def slow(*arguments: Any) -> Any:
+            time.sleep(0.2)
+            if why:
+                raise why
+            return plain(*arguments)
+
+        monkeypatch.setattr(s3mini.Store, names[operation], slow)
+        source = {"x-amz-copy-source": "media/source"}
+        reply = {
+            "complete": lambda: complete(s3, "k", upload, [(1, etag)]),
+            "copy": lambda: s3.put("copy", b"", source),
+            "copy of a part": lambda: s3.put("k", b"", source, partNumber=2, uploadId=upload),
+        }[operation]()
+
+    assert (200, code) == (reply.status, reply.error)
+    assert b"?>\n  " in reply.body
+    assert code or reply.element("ETag")
+    assert (code or "-") == logged[-1]["code"]
+    assert told in capfd.readouterr().err
+
+
 def test_an_upload_is_aborted_if_it_is_the_one_that_was_meant(s3: Client) -> None:
     upload = s3.post("k", query="uploads").element("UploadId")
     begun = s3.get(query="uploads").element("Initiated")
@@ -382,6 +430,7 @@ def test_a_wrong_list_of_parts_is_refused_and_may_be_sent_again(
         b"<Other/>",
         b"<CompleteMultipartUpload><Part><ETag>x</ETag></Part></CompleteMultipartUpload>",
         b"<CompleteMultipartUpload><Part><PartNumber>x</PartNumber></Part></CompleteMultipartUpload>",
+        b"<CompleteMultipartUpload><Part><PartNumber>1</PartNumber></Part></CompleteMultipartUpload>",
         b"<!DOCTYPE x [<!ENTITY a 'b'>]><CompleteMultipartUpload/>",
     ],
 )

@@ -408,6 +408,40 @@ def test_an_appender_replaces_and_deletes_nothing(world: Server, owner: Client) 
     assert (b"old", b"other") == (owner.get("b/old").body, owner.get("b/other").body)
 
 
+def test_an_appender_has_no_say_in_the_uploads_of_others(world: Server, owner: Client) -> None:
+    appender = world.client("backup-key", bucket="media")
+    upload = owner.post("b/long", query="uploads").element("UploadId")
+    etags = [owner.put("b/long", b"x" * size, partNumber=number, uploadId=upload).etag
+             for number, size in ((1, 5 * 1024**2), (2, 1))]
+    named = [f"<Part><PartNumber>{n}</PartNumber><ETag>{e}</ETag></Part>"
+             for n, e in enumerate(etags, 1)]
+    document = "<CompleteMultipartUpload>{}</CompleteMultipartUpload>".format
+    copied = {"x-amz-copy-source": "media/b/other"}
+    for reply in (
+        appender.put("b/long", b"other", partNumber=2, uploadId=upload),
+        appender.put("b/long", b"", copied, partNumber=2, uploadId=upload),
+        appender.post("b/long", document(named[0]).encode(), uploadId=upload),
+        appender.delete("b/long", uploadId=upload),
+    ):
+        assert DENIED == outcome(reply)
+
+    assert 200 == owner.post("b/long", document("".join(named)).encode(), uploadId=upload).status
+
+
+@pytest.mark.parametrize("name", ["upload-key", "backup-key"])
+def test_who_may_not_read_learns_nothing_by_a_condition(
+    world: Server, owner: Client, name: str
+) -> None:
+    owner.put("private", b"secret")
+    writer, etag = world.client(name, bucket="media"), owner.head("private").etag
+    past = "Sat, 01 Jan 2000 00:00:00 GMT"
+    expected = 403 if name == "upload-key" else 412
+    for conditions in ({"if-none-match": f'"x", "{etag}"', "if-unmodified-since": past},
+                       {"if-unmodified-since": past}, {"if-match": '"x"'}):
+        assert expected == writer.put("private", b"x", conditions).status
+    assert 412 == writer.put("private", b"x", {"if-none-match": "*"}).status
+
+
 def test_an_appender_may_tidy_its_locks(world: Server) -> None:
     appender = world.client("backup-key", bucket="media")
     for key in ("locks/1", "repo/locks/2"):

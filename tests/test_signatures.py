@@ -452,6 +452,12 @@ def test_a_version_2_url_for_an_upload_leads_to_the_upload(headers: dict[str, st
     ("PUT", "x-amz-copy-source=a&x-amz-metadata-directive=REPLACE", "copy_object"),
     ("PUT", "x-amz-copy-source=a&x-amz-tagging-directive=COPY", "copy_object"),
     ("PUT", "x-amz-request-payer=requester", "put_object"),
+    ("PUT", "x-amz-copy-source=a&x-amz-checksum-algorithm=SHA256", "copy_object"),
+    ("POST", "uploads=&x-amz-checksum-algorithm=SHA256&x-amz-checksum-type=COMPOSITE",
+     "create_multipart_upload"),
+    ("POST", "uploadId=1&x-amz-mp-object-size=1", "complete_multipart_upload"),
+    ("PUT", "x-amz-write-offset-bytes=1", "append_object"),
+    ("GET", "x-amz-checksum-mode=ENABLED", "get_object"),
     ("PUT", "renameObject=&x-amz-rename-source=a", "rename_object"),
     ("DELETE", "x-amz-if-match-size=1", "delete_object"),
     ("GET", "attributes=&x-amz-object-attributes=ETag", "get_object_attributes"),
@@ -1095,6 +1101,26 @@ def test_the_error_says_which_signed_header_did_not_arrive() -> None:
     error = refusal(get(headers))
     assert MISMATCH == (error.code, error.status)
     assert "signed x-amz-meta-a, which did not arrive" in str(error)
+    assert "nginx" not in str(error)
+
+
+def test_the_error_says_what_nginx_drops() -> None:
+    headers = sign_for("box:9000", **{"x-amz-meta-a.b": "1"})
+    del headers["x-amz-meta-a.b"]
+
+    assert "ignore_invalid_headers off;" in str(refusal(get(headers)))
+
+
+@pytest.mark.parametrize("sent", [None, "text/css"])
+def test_who_opens_a_url_is_told_which_headers_it_is_for(s3: Client, sent: Optional[str]) -> None:
+    url = s3.presign("PUT", "k", headers={"content-type": "text/html"})
+    reply = s3.fetch(url, "PUT", b"x", {"content-type": sent} if sent else {})
+
+    message = reply.element("Message")
+
+    assert "SignatureDoesNotMatch" == reply.error
+    assert "content-type" in message
+    assert "nginx" not in message
 
 
 @pytest.mark.parametrize("name", EXPLAINED)

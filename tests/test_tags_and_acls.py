@@ -91,6 +91,28 @@ def test_a_put_without_tags_takes_them_away(s3: Client) -> None:
     assert {} == tags_of(s3, "k")
 
 
+def test_a_change_of_tags_or_acl_obeys_conditions(s3: Client) -> None:
+    etag = s3.put("k", b"x", {"x-amz-tagging": "a=1"}).headers["etag"]
+    stale = {"if-match": '"stale"'}
+    for reply in (s3.put("k", tagging(("b", "2")), stale, query="tagging"),
+                  s3.delete("k", stale, query="tagging"),
+                  s3.put("k", b"", {**stale, "x-amz-acl": "private"}, query="acl")):
+        assert (412, "PreconditionFailed") == outcome(reply)
+    assert {"a": "1"} == tags_of(s3, "k")
+    assert 200 == s3.put("k", tagging(("b", "2")), {"if-match": etag}, query="tagging").status
+    assert {"b": "2"} == tags_of(s3, "k")
+
+
+@pytest.mark.parametrize("key", ["k", "large"])
+def test_strangers_are_not_told_how_many_tags_there_are(world: Server, key: str) -> None:
+    owner = world.client("public-key", bucket="public")
+    owner.put(key, b"x" * (100_000 if key == "large" else 1), {"x-amz-tagging": "a=1"})
+    for _ in range(3):  # the answer comes from memory by and by
+        for client, count in ((owner, "1"), (owner.anonymous(), None)):
+            for reply in (client.get(key), client.head(key)):
+                assert (200, count) == (reply.status, reply.headers.get("x-amz-tagging-count"))
+
+
 def test_tags_of_what_is_not_there_are_404(s3: Client) -> None:
     for reply in (
         s3.get("k", query="tagging"),
