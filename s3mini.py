@@ -378,7 +378,7 @@ def parse_domains(text: str) -> tuple[str, ...]:
     for name in parse_hosts(text):
         if ":" in name:
             raise ValueError(f"{name!r} has a port; a domain counts at every one: leave it out")
-    return parse_hosts(text)
+    return tuple(sorted(parse_hosts(text), key=len, reverse=True))  # the nearest one counts
 
 
 def parse_listen(text: str) -> tuple[str, ...]:
@@ -975,7 +975,7 @@ def absolute_target(method: str, target: str, host: str) -> tuple[str, str]:
 
 def bucket_of_host(host: str, domains: tuple[str, ...]) -> str:
     """The bucket that a Host below one of our domains names, or "". Lower case."""
-    name = host.rpartition(":")[0] if host[-1:].isdigit() and ":" in host else host
+    name = host.rpartition(":")[0] if ":" in host and host[-1] != "]" else host
     name = name.rstrip(".")  # as a name is that stands for itself everywhere
     for domain in domains:
         if name.endswith("." + domain) and is_bucket_name(name[: -len(domain) - 1]):
@@ -6734,7 +6734,8 @@ def check_tags(pairs: list[tuple[str, str]], limit: int = MAX_TAGS) -> dict[str,
         if not 1 <= len(name) <= 128 or re.search(r"[^\w\s+\-=.:/@]", name):
             raise S3Error("InvalidTag", "The TagKey you have provided is invalid", TagKey=name)
         if len(value) > 256 or re.search(r"[^\w\s+\-=.:/@]", value):
-            raise S3Error("InvalidTag", "The TagValue you have provided is invalid", TagKey=name)
+            raise S3Error("InvalidTag", "The TagValue you have provided is invalid", TagKey=name,
+                          TagValue=value)
     if len(dict(pairs)) < len(pairs):
         raise S3Error("InvalidTag", "Cannot provide multiple Tags with the same key")
     return dict(pairs)
@@ -6953,6 +6954,9 @@ def put_object(req: Request) -> Response:
     Raises PreconditionFailed, and whatever describing the object or reading the body raises.
     """
     entry, body = describe_object(req), req.open_body()
+    offset = req.headers.get("x-amz-write-offset-bytes")
+    if offset is not None:
+        return append_object(req, entry, body, offset)
     entry = req.store.put(req.key, body, lambda: with_body(entry, body), req.check_write)
     return Response(
         200, {"etag": f'"{entry.etag}"', "content-length": "0", **checksum_headers(entry)}
@@ -7585,7 +7589,7 @@ def choose_parts(upload: Upload, items: list[PartItem], parts: list[Part]) -> li
     for item in items:
         part = known.get(item.number)
         if not part or part.md5 != item.etag:
-            raise S3Error("InvalidPart", PartNumber=item.number, ETag=item.etag)
+            raise S3Error("InvalidPart", UploadId=upload.id, PartNumber=item.number, ETag=item.etag)
         check_part_checksums(upload, item, part)
         chosen.append(part)
     for part in chosen[:-1]:
@@ -7605,7 +7609,7 @@ def check_part_checksums(upload: Upload, item: PartItem, part: Part) -> None:
     """
     known = {part.algorithm or upload.algorithm: part.checksum}
     if any(known.get(algorithm) != told for algorithm, told in item.checksums.items()):
-        raise S3Error("InvalidPart", PartNumber=item.number, ETag=item.etag)
+        raise S3Error("InvalidPart", UploadId=upload.id, PartNumber=item.number, ETag=item.etag)
     if upload.kind == "COMPOSITE" and not item.checksums:
         raise S3Error("InvalidRequest", f"The upload was created using a {upload.algorithm.lower()}"
                       " checksum. The complete request must include the checksum for each part. It "
@@ -7750,7 +7754,8 @@ def list_multipart_uploads(req: Request) -> Response:
         rows[common or u.key + "\0" + u.id] = upload_elements(u, common, name)
         last = (common, "") if common else (u.key, u.id)
     return xml_response("ListMultipartUploadsResult", [
-        ("Bucket", req.bucket), ("KeyMarker", name(marker)), ("UploadIdMarker", id_marker),
+        ("Bucket", req.bucket), ("KeyMarker", name(marker)),
+        ("UploadIdMarker", id_marker if marker else ""),
         ("NextKeyMarker", name(last[0]) if more else None),
         ("NextUploadIdMarker", last[1] if more else None), ("Prefix", name(prefix)),
         ("Delimiter", name(delimiter) or None), ("MaxUploads", limit),
@@ -8055,13 +8060,11 @@ def rename_object(req: Request) -> Response:
     return Response(200, {"content-length": "0"})
 
 
-def append_object(req: Request) -> Response:
+def append_object(req: Request, given: Entry, body: Body, offset: str) -> Response:
     """PutObject with x-amz-write-offset-bytes: add to the end of what is there. [AWS: S3 Express]
 
     Its metadata stay. Raises InvalidWriteOffset, PreconditionFailed, AccessDenied.
     """
-    given, body = describe_object(req), req.open_body()
-    offset = req.headers["x-amz-write-offset-bytes"]
     if not re.fullmatch("[0-9]{1,15}", offset):
         raise S3Error("InvalidWriteOffset")
     if int(offset) and "read" not in req.grants:  # the answer tells the MD5 of what is there
@@ -8432,7 +8435,7 @@ ROUTES: dict[tuple[str, str, str], tuple[Operation, str]] = {
     ("HEAD",   OBJECT,  ""):          (get_object,                   READ),
     ("PUT",    OBJECT,  ""):          (put_object,                   WRITE),
     ("PUT",    OBJECT,  "copy"):      (copy_object,                  WRITE),
-    ("PUT",    OBJECT,  "append"):    (append_object,                WRITE),
+    ("PUT",    OBJECT,  "append"):    (put_object,                   WRITE),
     ("PUT",    OBJECT,  "renameObject"): (rename_object,             WRITE),
     ("DELETE", OBJECT,  ""):          (delete_object,                DELETE),
     ("GET",    OBJECT,  "attributes"): (get_object_attributes,       READ_MORE),
@@ -8504,7 +8507,8 @@ def resolve(head: Head, scope: str) -> tuple[Operation, str]:
     if not row and selector:
         raise S3Error("NotImplemented", f"{head.method} with {selector!r} is not done here.")
     if not row:
-        raise S3Error("MethodNotAllowed", Method=head.method)
+        allow = ", ".join(sorted(m for m, *place in ROUTES if place == [scope, ""]))
+        raise S3Error("MethodNotAllowed", headers={"allow": allow}, Method=head.method)
     if head.query_text and head.method not in ("GET", "HEAD"):
         allowed = ALLOWED_NAMES.get((head.method, selector), set())
         for name, value in head.query.items():
@@ -9049,7 +9053,9 @@ NEAR_PEER = re.compile(  # [RFC 1918, 3927, 4193, 4291, 6598]
     r"unix|::1|f[cd]..:.*|fe[89ab].:.*|(?:::ffff:)?(?:127|10|192\.168|169\.254"
     r"|172\.(?:1[6-9]|2[0-9]|3[01])|100\.(?:6[4-9]|[7-9][0-9]|1[01][0-9]|12[0-7]))\..*"
 )
-ADDRESS = re.compile(r"[0-9A-Fa-f.:\[\]%]{2,64}")  # what else a client sends is kept from the log
+# What else a client sends is kept from the log. Some proxies add the port, which is nobody's name.
+ADDRESS = re.compile(r"(?:([0-9.]{7,15})|\[([0-9A-Fa-f.:%]{2,64})\])(?::[0-9]{1,5})?"
+                     r"|([0-9A-Fa-f.:%]{2,64})")
 
 
 @functools.lru_cache(1024)
@@ -9264,7 +9270,8 @@ class Connection:
         """The client's address for counting failures; "" behind a proxy that is not trusted."""
         if self.server.app.config.trust_proxy:
             forwarded = head.headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
-            return forwarded if ADDRESS.fullmatch(forwarded) else self.peer
+            match = ADDRESS.fullmatch(forwarded)
+            return match[match.lastindex or 0] if match else self.peer
         return "" if is_near(self.peer) else self.peer
 
     def finish(

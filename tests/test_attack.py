@@ -979,6 +979,15 @@ def test_who_signs_wrongly_again_and_again_is_slowed_down(logged: Server, key: s
     assert 200 == right.get(list_type=2).status
 
 
+@pytest.mark.parametrize("address", ["198.51.100.7:{}", "[2001:db8:7::1]:{}"])
+def test_a_port_behind_the_address_makes_no_other_guesser(logged: Server, address: str) -> None:
+    """As some proxies send it."""
+    statuses = [guess(logged, address.format(port), 1)[0] for port in range(40_000, 40_040)]
+
+    assert (403, 503) == (statuses[0], statuses[-1])
+    assert 503 == guess(logged, address.partition("]")[0].lstrip("[").partition(":{")[0], 1)[0]
+
+
 def test_who_signs_rightly_is_never_slowed_down(logged: Server) -> None:
     s3 = logged.client(bucket="media")
     headers = {"x-forwarded-for": "192.0.2.1"}

@@ -487,6 +487,16 @@ def test_buckets_are_listed_page_by_page(world: Server) -> None:
     assert (400, "InvalidArgument") == outcome(s3.get("/", continuation_token="!"))
 
 
+@pytest.mark.parametrize(("path", "allow"), [
+    ("/", "GET"), ("/media", "DELETE, GET, HEAD, POST, PUT"),
+    ("/media/k", "DELETE, GET, HEAD, PUT")])
+def test_another_method_is_told_which_there_are(world: Server, path: str, allow: str) -> None:
+    reply = world.client().send("PATCH", path, {})
+
+    assert (405, "MethodNotAllowed") == outcome(reply)
+    assert allow == reply.headers["allow"]
+
+
 def test_a_missing_bucket_is_404_whatever_is_asked(world: Server) -> None:
     s3 = world.client("test-key", bucket="test-missing")
     queries = ["", "location", "versioning", "uploads", "versions", "acl", "cors", "tagging"]

@@ -114,6 +114,21 @@ def test_a_bucket_with_dots_is_a_virtual_host(world: Server) -> None:
     assert b"x" == world.client("test-key", bucket="test-a.b").get("k").body
 
 
+def test_a_port_may_be_empty(virtual: Client) -> None:
+    virtual.put("k", b"x")
+
+    assert b"x" == replace(virtual, host=f"{virtual.host}:").get("k").body
+
+
+@pytest.mark.parametrize("domains", ["example.com {}", "{} example.com"])
+def test_the_nearest_domain_counts(serve: Serve, domains: str) -> None:
+    server = serve(domain=domains.format(DOMAIN))
+    nested = replace(server.client(bucket="media"), host=f"media.{DOMAIN}", virtual=True)
+
+    assert 200 == nested.put("k", b"x").status
+    assert b"x" == server.client(bucket="media").get("k").body
+
+
 def test_boto3_speaks_both_styles(world: Server, path_style: Client) -> None:
     from botocore.config import Config
 

@@ -456,7 +456,7 @@ def test_a_version_2_url_for_an_upload_leads_to_the_upload(headers: dict[str, st
     ("POST", "uploads=&x-amz-checksum-algorithm=SHA256&x-amz-checksum-type=COMPOSITE",
      "create_multipart_upload"),
     ("POST", "uploadId=1&x-amz-mp-object-size=1", "complete_multipart_upload"),
-    ("PUT", "x-amz-write-offset-bytes=1", "append_object"),
+    ("PUT", "x-amz-write-offset-bytes=1", "put_object"),
     ("GET", "x-amz-checksum-mode=ENABLED", "get_object"),
     ("PUT", "renameObject=&x-amz-rename-source=a", "rename_object"),
     ("DELETE", "x-amz-if-match-size=1", "delete_object"),
