@@ -3410,7 +3410,7 @@ class Staged:
             self.fd = disk.create(self.path)
             if not locked or not HAS_FLOCK:
                 break
-            with closed_on_error(self.fd):
+            with on_error(os.close, self.fd):
                 fcntl.flock(self.fd, fcntl.LOCK_EX)
             if os.fstat(self.fd).st_nlink:  # a starting server may have taken it for a dead one
                 break
@@ -3734,14 +3734,12 @@ def unlocked(folder: Folder, name: str) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def closed_on_error(fd: int, folder: Optional[Folder] = None) -> Iterator[None]:
-    """The descriptor is the caller's, if all goes well."""
+def on_error(undo: Callable[..., object], *args: Any) -> Iterator[None]:
+    """What was begun is undone, unless all goes well."""
     try:
         yield
     except BaseException:
-        os.close(fd)
-        if folder:
-            folder.close()
+        undo(*args)
         raise
 
 
@@ -3760,15 +3758,6 @@ def list_folder(path: str) -> list[str]:
     with contextlib.suppress(FileNotFoundError):  # a restore drops empty ones
         return sorted(os.listdir(path))
     return []
-
-
-@contextlib.contextmanager
-def removed_on_error(path: str) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        os.unlink(path)
-        raise
 
 
 def is_at(fd: int, path: str) -> bool:
@@ -3978,13 +3967,10 @@ class Level:
         self._folder: Optional[Folder] = folder  # the one that is open
         self._number = 0  # which of them that is
         self._rest = scan.prefix[len(base) :] if scan.prefix.startswith(base) else ""
-        try:
+        with on_error(self.close):
             packed = scan.find(folder, not names)
             self._rows: Union[Names, list[Row]] = (
                 sorted(self._read()) if packed is None else packed)
-        except BaseException:
-            self.close()
-            raise
         self._at, self._count = bisect_left(self._rows, (self._rest, "")), len(self._rows)
         self._fetched = 0  # rows
 
@@ -4702,7 +4688,7 @@ class Store:
         names, seen = names_of_key(key), 0
         for _ in range(ROUNDS):
             place = self._open_data(names, key)
-            with place.folder, closed_on_error(place.fd):
+            with place.folder, on_error(os.close, place.fd):
                 info = os.fstat(place.fd)
                 entry = self._entry_of(place, info, key)
                 if entry:
@@ -4836,10 +4822,10 @@ class Store:
         """The object whose data file no entry fits: look under the lock, then adopt it."""
         with self._lock_to_look(key):
             place = self._open_data(names, key)  # what is there now: no writer is at it
-            with closed_on_error(place.fd, place.folder):
+            with on_error(place.folder.close), on_error(os.close, place.fd):
                 info = os.fstat(place.fd)
                 entry, sidecar = self._entry_of(place, info, key), self.read_sidecar(place)
-        with place.folder, closed_on_error(place.fd):
+        with place.folder, on_error(os.close, place.fd):
             if not entry:
                 entry = self._identify(place.fd, info, key, sidecar)
                 self._adopt(place, info, Sidecar(key, entry), sidecar)
@@ -5089,7 +5075,7 @@ class Store:
         entry = staged.seal(entry, time.time_ns())
         self.check_free(entry.size if staged.is_late else 0)
         names = names_of_key(key)
-        with self._pruned_on_error(names[:-1]):
+        with on_error(self._prune, names[:-1]):  # the folders that were made for nothing
             for _ in range(ROUNDS):
                 with contextlib.suppress(*FOLDERS_MOVED):
                     with self._make_folder(names[:-1]) as folder, self.lock(key):
@@ -5097,15 +5083,6 @@ class Store:
                         check(old)
                         return self._commit_locked(place, staged, Sidecar(key, entry, old), charged)
             raise self._gave_up()
-
-    @contextlib.contextmanager
-    def _pruned_on_error(self, names: list[str]) -> Iterator[None]:
-        """The folders go that were made for what fails now."""
-        try:
-            yield
-        except BaseException:
-            self._prune(names)
-            raise
 
     def _gave_up(self) -> S3Error:
         """After ROUNDS. Raises NoSuchBucket, FileNotFoundError where that is why."""
@@ -5160,12 +5137,9 @@ class Store:
             with self._open_or_add(versions, day) as folder:
                 about, path = {"v": 1, "key": key, "entry": old._asdict()}, f"{folder.path}/{name}"
                 self._write_file(folder, name + ".json", render_note(about))
-                try:
+                with on_error(self._drop_version, path):
                     self.disk.link(place.folder, place.name, path)
                     self.disk.sync_folder(folder)
-                except BaseException:
-                    self._drop_version(path)
-                    raise
                 return path
 
     def _keep_if_room(self, place: Place, key: str, old: Entry) -> str:
@@ -5240,29 +5214,15 @@ class Store:
             known = found.entry._replace(mtime_ns=version.entry.mtime_ns, ino=version.entry.ino)
             return known == version.entry and is_at(found.fd, version.path)
 
-    def _replace_part(self, folder: Folder, staged: Staged, name: str, lost: int) -> None:
-        """The part into its place, and `lost` bytes of the one before noted, or neither."""
-        self._lose(folder, lost)
-        try:
-            staged.rename(folder, name)
-        except BaseException:
-            self._lose(folder, -lost)
-            raise
-
-    @contextlib.contextmanager
-    def _lost_on_error(self, upload: Upload, staged: Staged, body: Body) -> Iterator[None]:
+    def _lose_place(self, upload: Upload, staged: Staged, body: Body) -> None:
         """What fails in its place leaves its bytes there until the upload ends: the quota counts
         them, and nobody else gets the place.
         """
-        try:
-            yield
-        except BaseException:
-            if self.quota and isinstance(staged, Slot) and staged.path and body.size:
-                with contextlib.suppress(S3Error, OSError), self._upload_lock(upload) as folder:
-                    self._lose(folder, body.size)
-                    staged.path = ""
-                    self.charge(body.size, is_there=True)
-            raise
+        if self.quota and isinstance(staged, Slot) and staged.path and body.size:
+            with contextlib.suppress(S3Error, OSError), self._upload_lock(upload) as folder:
+                self._lose(folder, body.size)
+                staged.path = ""
+                self.charge(body.size, is_there=True)
 
     def _lose(self, folder: Folder, size: int) -> None:
         """Note bytes in the whole that are no part's. The upload's lock is held."""
@@ -5480,7 +5440,7 @@ class Store:
         """
         numbers = sorted({zlib.crc32(k.encode()) % LOCKS for k in (source, key)})
         names, old_names = names_of_key(key), names_of_key(source)
-        with self._pruned_on_error(names[:-1]):
+        with on_error(self._prune, names[:-1]):  # the folders that were made for nothing
             for _ in range(ROUNDS):
                 with contextlib.suppress(*FOLDERS_MOVED):
                     with self._make_folder(names[:-1]) as folder, self._locks(numbers):
@@ -5526,7 +5486,7 @@ class Store:
         self._write_sidecar(place, sidecar)
         spare = f"{self.temp}/{self.disk.spare_name()}"
         self.disk.link(origin.folder, origin.name, spare)
-        with removed_on_error(spare):
+        with on_error(os.unlink, spare):
             self.disk.rename(spare, place.folder, place.name)
 
     def update(self, key: str, change: Callable[[Entry], Entry], check: Check) -> Entry:
@@ -5874,7 +5834,7 @@ class Store:
         self.check_room(body.length or 0)
         with (
             self._slot(upload, number, body.length or 0) or self.stage() as staged,
-            self._lost_on_error(upload, staged, body),
+            on_error(self._lose_place, upload, staged, body),
         ):
             staged.fill(body, lambda size: self.check_room(size, there=size))
             self.disk.sync(staged.fd)
@@ -5889,11 +5849,10 @@ class Store:
                 change = body.size + lost - sum(p.size for p in old)
                 self.check_free(0)
                 self.charge(change)
-                try:
-                    self._replace_part(folder, staged, name, lost)
-                except BaseException:
-                    self.charge(-change)
-                    raise
+                with on_error(self.charge, -change):
+                    self._lose(folder, lost)
+                    with on_error(self._lose, folder, -lost):
+                        staged.rename(folder, name)
                 self.disk.sync_folder(folder)
                 for part in old:
                     self._drop(folder, part.name)
@@ -5913,11 +5872,11 @@ class Store:
         claim = f"{path}/slot-{number:05}"
         with unless(*NO_PLACE):
             fd = self._open_whole(path, exclusive=False)
-            with closed_on_error(fd):  # nobody takes it from here on, or forbids new places
+            with on_error(os.close, fd):  # nobody takes it from here on, or forbids new places
                 size = self._slot_size(path, length if number == 1 or length >= MIN_PART else 0)
                 if length <= size and number * size <= disk_size(fd):
                     os.close(self.disk.create(claim))
-                    with removed_on_error(claim):
+                    with on_error(os.unlink, claim):
                         return Slot(self.disk, fd, claim, (number - 1) * size, length)
             os.close(fd)
         return None
@@ -5958,7 +5917,7 @@ class Store:
         """Raises BlockingIOError while it is in use, FileNotFoundError once it is an object."""
         whole = f"{path}/{WHOLE}"
         fd = os.open(whole, CHANGE_FLAGS)
-        with closed_on_error(fd):
+        with on_error(os.close, fd):
             fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
             if os.fstat(fd).st_nlink != 1 or not is_at(fd, whole):
                 raise FileNotFoundError(errno.ENOENT, "it is an object by now", whole)
@@ -6041,7 +6000,7 @@ class Store:
             return None
         with contextlib.suppress(OSError):  # in use, or no second names here: then all is copied
             fd = self._open_whole(folder.path, exclusive=True)
-            with closed_on_error(fd):
+            with on_error(os.close, fd):
                 self._forbid_places(folder)
                 path = f"{self.temp}/{self.disk.spare_name()}"
                 self.disk.link(folder, WHOLE, path)
@@ -7079,13 +7038,9 @@ def open_copy_source(req: Request) -> Found:
     store = req.buckets.store(bucket, section)
     source = req._replace(bucket=bucket, key=key, store=store, section=section, grants=grants)
     found = open_object(source)
-    try:
-        check_preconditions(
-            req.headers, found.entry.etag, found.entry.modified, req.now, "x-amz-copy-source-"
-        )
-    except S3Error:
-        found.close()
-        raise
+    with on_error(found.close):
+        check_preconditions(req.headers, found.entry.etag, found.entry.modified, req.now,
+                            "x-amz-copy-source-")
     return found
 
 
