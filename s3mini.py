@@ -3721,14 +3721,19 @@ def unlocked(folder: Folder, name: str) -> Iterator[bool]:
     except OSError:
         yield False  # gone, or not ours to judge
         return
+    with closing_fd(fd):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+@contextlib.contextmanager
+def closing_fd(fd: int) -> Iterator[int]:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        yield False
-        return
-    try:
-        yield True
+        yield fd
     finally:
         os.close(fd)
 
@@ -3794,15 +3799,6 @@ def open_locked(path: str, may_wait: bool = True, may_make: bool = True) -> int:
 
 def touch(path: str) -> None:
     os.close(os.open(path, CHANGE_FLAGS | os.O_CREAT, 0o640))
-
-
-@contextlib.contextmanager
-def locked_file(path: str, may_wait: bool = True) -> Iterator[None]:
-    fd = open_locked(path, may_wait)
-    try:
-        yield
-    finally:
-        os.close(fd)
 
 
 PART_NAME = re.compile(  # number, stamp, MD5, checksum, its algorithm, @offset-size in the whole
@@ -4578,10 +4574,8 @@ class Store:
         path = os.path.join(self.room, "usage")
         with contextlib.nullcontext() if HAS_FLOCK else self._usage_lock:
             fd = open_locked(path) if HAS_FLOCK else os.open(path, CHANGE_FLAGS | os.O_CREAT, 0o640)
-            try:
+            with closing_fd(fd):
                 yield fd
-            finally:
-                os.close(fd)
 
     def charge(self, size: int, is_there: bool = False) -> None:
         """Count bytes that come, or go. Raises QuotaExceeded, but not for what is there already.
@@ -4935,7 +4929,7 @@ class Store:
         paths = [self._lock_file(number) for number in numbers] if HAS_FLOCK else []
         for path in paths:
             if not os.path.exists(path):
-                with locked_file(self._maker):
+                with closing_fd(open_locked(self._maker)):
                     touch(path)
         with contextlib.ExitStack() as locks:
             for path in paths:
@@ -4950,9 +4944,10 @@ class Store:
         """All that are there, and no other is made meanwhile."""
         with contextlib.ExitStack() as locks:
             if HAS_FLOCK:
-                locks.enter_context(locked_file(self._maker, not TURNS.in_front))
+                may_wait = not TURNS.in_front
+                locks.callback(os.close, open_locked(self._maker, may_wait))
                 for name in sorted(set(LOCK_NAMES).intersection(os.listdir(self._lock_files))):
-                    fd = open_locked(f"{self._lock_files}/{name}", not TURNS.in_front, False)
+                    fd = open_locked(f"{self._lock_files}/{name}", may_wait, may_make=False)
                     locks.callback(os.close, fd)
             for lock in self._thread_locks:
                 locks.enter_context(lock)
@@ -5227,21 +5222,16 @@ class Store:
     def _lose(self, folder: Folder, size: int) -> None:
         """Note bytes in the whole that are no part's. The upload's lock is held."""
         if self.quota and size:
-            fd = os.open(f"{folder.path}/{LOST}", CHANGE_FLAGS | os.O_CREAT, 0o640)
-            try:
+            path = f"{folder.path}/{LOST}"
+            with closing_fd(os.open(path, CHANGE_FLAGS | os.O_CREAT, 0o640)) as fd:
                 write_number(fd, max(0, read_number(fd) + size))
-            finally:
-                os.close(fd)
 
     def _size_of_upload(self, folder: Folder, parts: list[Part]) -> int:
         """What the quota counts: its parts, and what lies in places that are no part's any more."""
         size = sum(p.size for p in parts)
         with contextlib.suppress(FileNotFoundError):
-            fd = os.open(f"{folder.path}/{LOST}", READ_FLAGS)
-            try:
+            with closing_fd(os.open(f"{folder.path}/{LOST}", READ_FLAGS)) as fd:
                 size += read_number(fd)
-            finally:
-                os.close(fd)
         return size
 
     def bring_back(self, version: Version) -> None:
@@ -5497,18 +5487,15 @@ class Store:
         names = names_of_key(key)
         with self.lock(key):
             place = self._open_data(names, key)
-            try:
-                with place.folder:
-                    _, old = self._look(place.folder, names[-1], key)
-                    assert old
-                    check(old)
-                    stamp = self._later(old.mtime_ns)
-                    entry = change(old)._replace(mtime_ns=stamp, size=old.size, ino=old.ino)
-                    self._write_sidecar(place, Sidecar(key, entry, old))
-                    self.disk.stamp(place.fd, os.path.join(place.folder.path, place.name), stamp)
-                    self.disk.sync(place.fd)
-            finally:
-                os.close(place.fd)
+            with closing_fd(place.fd), place.folder:
+                _, old = self._look(place.folder, names[-1], key)
+                assert old
+                check(old)
+                stamp = self._later(old.mtime_ns)
+                entry = change(old)._replace(mtime_ns=stamp, size=old.size, ino=old.ino)
+                self._write_sidecar(place, Sidecar(key, entry, old))
+                self.disk.stamp(place.fd, os.path.join(place.folder.path, place.name), stamp)
+                self.disk.sync(place.fd)
             return entry
 
     def _later(self, mtime_ns: int) -> int:
@@ -5605,19 +5592,17 @@ class Store:
         """
         with self._lock_to_look(key):
             again = open_regular(place.folder, place.name, own=False)
-            if not again or not exists(place.folder, place.sidecar):
-                if again:
-                    os.close(again.fd)
+            if not again:
                 return ""
-            try:
+            with closing_fd(again.fd):
+                if not exists(place.folder, place.sidecar):
+                    return ""
                 sidecar = self.read_sidecar(again)
                 if sidecar and sidecar.fitting(os.fstat(again.fd)):
                     return ""
                 if not sidecar and repair:
                     self._put_aside(again)
                 return "changed" if sidecar else "unreadable-sidecar"
-            finally:
-                os.close(again.fd)
 
     def _put_aside(self, place: Place) -> None:
         with Folder.open(self.room) as room, self._open_or_add(room, "damaged") as damaged:
@@ -5826,7 +5811,7 @@ class Store:
     def _lock_upload_file(self, path: str) -> contextlib.AbstractContextManager[Any]:
         """Not one of the keys' locks: Complete takes the key's while it holds this."""
         if HAS_FLOCK:
-            return locked_file(os.path.join(path, "lock"))
+            return closing_fd(open_locked(os.path.join(path, "lock")))
         return self._upload_locks[zlib.crc32(path.encode()) % LOCKS]
 
     def put_part(self, upload: Upload, number: int, body: Body) -> Part:
@@ -5893,11 +5878,8 @@ class Store:
         except FileNotFoundError:
             if not wanted:
                 return 0
-        fd = self.disk.create(f"{path}/{SLOTS}")
-        try:
+        with closing_fd(self.disk.create(f"{path}/{SLOTS}")) as fd:
             self.disk.write(fd, f"{wanted} {SERVE}".encode())
-        finally:
-            os.close(fd)
         return wanted
 
     def _forbid_places(self, folder: Folder) -> None:
@@ -5907,11 +5889,8 @@ class Store:
         """
         if not self._slot_size(folder.path):
             raise FileNotFoundError(errno.ENOENT, "no places here", folder.path)
-        fd = os.open(f"{folder.path}/{SLOTS}", CHANGE_FLAGS)
-        try:
+        with closing_fd(os.open(f"{folder.path}/{SLOTS}", CHANGE_FLAGS)) as fd:
             self.disk.truncate(fd, 0)
-        finally:
-            os.close(fd)
 
     def _open_whole(self, path: str, exclusive: bool) -> int:
         """Raises BlockingIOError while it is in use, FileNotFoundError once it is an object."""
@@ -6014,12 +5993,10 @@ class Store:
         end = 0
         for part in parts:
             if not lie_there or part.offset < 0:
-                fd = folder.open_file(WHOLE if part.offset >= 0 else part.name)
-                try:
+                name = WHOLE if part.offset >= 0 else part.name
+                with closing_fd(folder.open_file(name)) as fd:
                     os.lseek(staged.fd, end, os.SEEK_SET)
                     self.disk.copy(fd, max(0, part.offset), part.size, staged.fd)
-                finally:
-                    os.close(fd)
             end += part.size
         if os.fstat(staged.fd).st_size > end:  # of a part that was begun and never came
             self.disk.truncate(staged.fd, end)
@@ -6200,7 +6177,7 @@ class Inspector:
         place = open_regular(folder, names[-1], own=False)
         if not place:
             return  # deleted meanwhile
-        try:
+        with closing_fd(place.fd):
             info = os.fstat(place.fd)
             self.progress(1, info.st_size)
             if key is None or len(key.encode()) > MAX_KEY:
@@ -6212,8 +6189,6 @@ class Inspector:
                 yield from self._unknown(place, key)
             elif self.deep or not any(entry.spans()):
                 yield from self._deep(place, key, entry)
-        finally:
-            os.close(place.fd)
 
     def _unknown(self, place: Place, key: str) -> Iterator[Finding]:
         """A file without an entry. What is new, or back from a backup, is no finding."""
@@ -7089,8 +7064,7 @@ def copy_once(req: Request) -> Entry:
     new_metadata = directive(req, "x-amz-metadata-directive")
     new_tags = directive(req, "x-amz-tagging-directive")
     asked = parse_algorithm(req.headers.get("x-amz-checksum-algorithm", ""))
-    found = open_copy_source(req)
-    try:
+    with contextlib.closing(open_copy_source(req)) as found:
         entry = found.entry
         if entry.tags and not new_tags:  # they are not public where the object is
             check_reader(req, parse_copy_source(req.headers["x-amz-copy-source"])[0])
@@ -7103,8 +7077,6 @@ def copy_once(req: Request) -> Entry:
             changes = new_metadata or new_tags or "x-amz-storage-class" in req.headers
             return copy_onto_itself(req, found, given, asked, bool(changes))
         return copy_bytes(req, found, given, asked, req.check_write)
-    finally:
-        found.close()
 
 
 def copy_onto_itself(
@@ -7421,15 +7393,12 @@ def upload_part_copy(req: Request) -> Response:
 
 def copy_part(req: Request, upload: Upload, number: int) -> Response:
     """Raises as upload_part_copy does."""
-    found = open_copy_source(req)
-    try:
+    with contextlib.closing(open_copy_source(req)) as found:
         span = parse_copy_range(req.headers.get("x-amz-copy-source-range"), found.entry.size)
         body = Body(CheckedReader(found, span.start, len(span)), Promise(length=len(span)))
         if upload.algorithm:
             body.want(upload.algorithm)
         part = req.store.put_part(upload, number, body)
-    finally:
-        found.close()
     return xml_response("CopyPartResult", [
         ("LastModified", render_iso_date(int(req.now))), ("ETag", f'"{part.md5}"'),
         *[(f"Checksum{a}", v) for a, v in body.checksums.items()]])
