@@ -6334,14 +6334,6 @@ class Request(NamedTuple):
                           "inclusive", ArgumentName="partNumber", ArgumentValue=text)
         return int(text)
 
-    def encoder(self) -> Callable[[str], str]:
-        """How names are written in a listing: XML cannot carry every character of a key."""
-        kind = self.query.get("encoding-type", "")
-        if kind not in ("", "url"):
-            raise S3Error("InvalidArgument", "Invalid Encoding Method specified in Request",
-                          ArgumentName="encoding-type", ArgumentValue=kind)
-        return (lambda s: quote(s, safe="/-._~")) if kind else str
-
     @contextlib.contextmanager
     def hiding_what_is_there(self) -> Iterator[None]:
         """Who may neither read nor list does not learn which keys there are. Raises AccessDenied.
@@ -7147,10 +7139,6 @@ class Page:
         self.last = ""  # the last name, when there is more
         self.is_truncated = False
 
-    @property
-    def ends_folded(self) -> bool:
-        return self.last in self.prefixes[-1:]
-
 
 def disk_reads() -> int:
     """How often this thread has waited for a disk to read; 0 where nobody counts that."""
@@ -7199,13 +7187,40 @@ def common_prefix(key: str, prefix: str, delimiter: str) -> str:
     return prefix + head + cut if cut else ""
 
 
-def cursor_behind(name: str, prefix: str, delimiter: str, since: float = 0) -> Cursor:
-    """Where the next page starts: of what is folded, behind all of it. [LocalStack, of AWS]"""
-    cursor = Cursor(name, since)
-    common = common_prefix(name, prefix, delimiter) if name.startswith(prefix) else ""
-    if common:
-        cursor.skip(common)
-    return cursor
+class Asked(NamedTuple):
+    """What a listing is asked for."""
+
+    prefix: str
+    delimiter: str
+    limit: int  # names on a page
+    encoding: str
+    name: Callable[[str], str]  # how one is written: XML cannot carry every character of a key
+
+    def page(self, store: Store, cursor: Cursor) -> Page:
+        return list_page(store, self.prefix, self.delimiter, cursor, self.limit)
+
+    def behind(self, marker: str, since: float = 0) -> Cursor:
+        """Where the next page starts: of what is folded, behind all of it. [LocalStack, of AWS]"""
+        cursor, is_below = Cursor(marker, since), marker.startswith(self.prefix)
+        common = common_prefix(marker, self.prefix, self.delimiter) if is_below else ""
+        if common:
+            cursor.skip(common)
+        return cursor
+
+    def elements(self, is_truncated: bool) -> Children:
+        return [("Delimiter", self.name(self.delimiter) or None),
+                ("EncodingType", self.encoding or None), ("IsTruncated", is_truncated)]
+
+
+def parse_asked(req: Request, limit: str = "max-keys", low: int = 0) -> Asked:
+    """`limit` is the name of the parameter. Raises InvalidArgument."""
+    encoding = req.query.get("encoding-type", "")
+    if encoding not in ("", "url"):
+        raise S3Error("InvalidArgument", "Invalid Encoding Method specified in Request",
+                      ArgumentName="encoding-type", ArgumentValue=encoding)
+    return Asked(req.query.get("prefix", ""), req.query.get("delimiter", ""),
+                 req.integer(limit, MAX_KEYS, low, MAX_KEYS), encoding,
+                 (lambda s: quote(s, safe="/-._~")) if encoding else str)
 
 
 def object_elements(
@@ -7237,48 +7252,31 @@ def list_objects_v2(req: Request) -> Response:
     The token is the last name returned and when the first page was made: what a folder held since
     then will do for the pages behind it. Raises InvalidArgument.
     """
-    query, name = req.query, req.encoder()
+    query = req.query
     if query["list-type"] != "2":
         return list_objects(req)  # so does AWS
-    prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-    limit = req.integer("max-keys", MAX_KEYS, 0, MAX_KEYS)
+    asked = parse_asked(req)
     token, start = query.get("continuation-token"), query.get("start-after", "")
     after, since = (start, req.now) if token is None else decode_page(token)
-    cursor = Cursor(start) if token is None else cursor_behind(after, prefix, delimiter, since)
-    page = list_page(req.store, prefix, delimiter, cursor, limit)
+    page = asked.page(req.store, Cursor(start) if token is None else asked.behind(after, since))
     return xml_response("ListBucketResult", [
-        ("Name", req.bucket), ("Prefix", name(prefix)),
-        ("KeyCount", len(page.objects) + len(page.prefixes)), ("MaxKeys", limit),
-        ("Delimiter", name(delimiter) or None),
-        ("EncodingType", query.get("encoding-type") or None), ("IsTruncated", page.is_truncated),
-        ("ContinuationToken", token),
+        ("Name", req.bucket), ("Prefix", asked.name(asked.prefix)),
+        ("KeyCount", len(page.objects) + len(page.prefixes)), ("MaxKeys", asked.limit),
+        *asked.elements(page.is_truncated), ("ContinuationToken", token),
         ("NextContinuationToken", encode_page(page.last, since) if page.is_truncated else None),
-        ("StartAfter", name(start) if start else None),
-        *object_elements(page, name, query.get("fetch-owner") == "true")])
+        ("StartAfter", asked.name(start) or None),
+        *object_elements(page, asked.name, query.get("fetch-owner") == "true")])
 
 
 def list_objects(req: Request) -> Response:
     """ListObjects, version 1: the page after a marker. Raises InvalidArgument. [AWS]"""
-    query, name = req.query, req.encoder()
-    prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-    marker, limit = query.get("marker", ""), req.integer("max-keys", MAX_KEYS, 0, MAX_KEYS)
-    cursor = cursor_behind(marker, prefix, delimiter)
-    page = list_page(req.store, prefix, delimiter, cursor, limit)
-    more = page.is_truncated and delimiter
-    return xml_response(
-        "ListBucketResult",
-        [
-            ("Name", req.bucket),
-            ("Prefix", name(prefix)),
-            ("Marker", name(marker)),
-            ("NextMarker", name(page.last) if more else None),
-            ("MaxKeys", limit),
-            ("Delimiter", name(delimiter) or None),
-            ("EncodingType", query.get("encoding-type") or None),
-            ("IsTruncated", page.is_truncated),
-            *object_elements(page, name, True),
-        ],
-    )
+    asked, marker = parse_asked(req), req.query.get("marker", "")
+    page = asked.page(req.store, asked.behind(marker))
+    more = page.is_truncated and asked.delimiter
+    return xml_response("ListBucketResult", [
+        ("Name", req.bucket), ("Prefix", asked.name(asked.prefix)), ("Marker", asked.name(marker)),
+        ("NextMarker", asked.name(page.last) if more else None), ("MaxKeys", asked.limit),
+        *asked.elements(page.is_truncated), *object_elements(page, asked.name, True)])
 
 
 def encode_page(name: str, since: float) -> str:
@@ -7659,41 +7657,39 @@ def list_multipart_uploads(req: Request) -> Response:
 
     The page after a marker begins behind its place, whether or not that upload is still there.
     """
-    query, name = req.query, req.encoder()
-    prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-    limit = req.integer("max-uploads", MAX_KEYS, 1, MAX_KEYS)
-    marker, id_marker = query.get("key-marker", ""), query.get("upload-id-marker", "")
+    asked = parse_asked(req, "max-uploads", 1)
+    marker, id_marker = req.query.get("key-marker", ""), req.query.get("upload-id-marker", "")
     after = (marker, id_marker or "~") if marker else ("", "")  # "~" is behind every id
-    rows: dict[str, Children] = {}  # common prefix or key + id, in order
+    rows: dict[str, tuple[str, Children]] = {}  # common prefix or key + id, in order
     last, more = ("", ""), False
     for u in req.store.uploads():
-        if not u.key.startswith(prefix) or (u.key, u.id) <= after:
+        if not u.key.startswith(asked.prefix) or (u.key, u.id) <= after:
             continue
-        common = common_prefix(u.key, prefix, delimiter)
+        common = common_prefix(u.key, asked.prefix, asked.delimiter)
         if common and (common in rows or marker.startswith(common)):
             continue
-        if len(rows) == limit:
+        if len(rows) == asked.limit:
             more = True
             break
-        rows[common or u.key + "\0" + u.id] = upload_elements(u, common, name)
+        if common:
+            rows[common] = ("CommonPrefixes", [("Prefix", asked.name(common))])
+        else:
+            rows[u.key + "\0" + u.id] = ("Upload", upload_elements(u, asked.name(u.key)))
         last = (common, "") if common else (u.key, u.id)
     return xml_response("ListMultipartUploadsResult", [
-        ("Bucket", req.bucket), ("KeyMarker", name(marker)),
+        ("Bucket", req.bucket), ("KeyMarker", asked.name(marker)),
         ("UploadIdMarker", id_marker if marker else ""),
-        ("NextKeyMarker", name(last[0]) if more else None),
-        ("NextUploadIdMarker", last[1] if more else None), ("Prefix", name(prefix)),
-        ("Delimiter", name(delimiter) or None), ("MaxUploads", limit),
-        ("EncodingType", query.get("encoding-type") or None), ("IsTruncated", more),
-        *[row[0] for row in rows.values()]])
+        ("NextKeyMarker", asked.name(last[0]) if more else None),
+        ("NextUploadIdMarker", last[1] if more else None), ("Prefix", asked.name(asked.prefix)),
+        ("Delimiter", asked.name(asked.delimiter) or None), ("MaxUploads", asked.limit),
+        ("EncodingType", asked.encoding or None), ("IsTruncated", more), *rows.values()])
 
 
-def upload_elements(upload: Upload, common: str, name: Callable[[str], str]) -> Children:
-    if common:
-        return [("CommonPrefixes", [("Prefix", name(common))])]
-    return [("Upload", [
-        ("Key", name(upload.key)), ("UploadId", upload.id), ("Initiator", OWNER), ("Owner", OWNER),
+def upload_elements(upload: Upload, name: str) -> Children:
+    return [
+        ("Key", name), ("UploadId", upload.id), ("Initiator", OWNER), ("Owner", OWNER),
         ("StorageClass", "STANDARD"), ("Initiated", render_iso_date(upload.initiated)),
-        ("ChecksumAlgorithm", upload.algorithm or None), ("ChecksumType", upload.kind or None)])]
+        ("ChecksumAlgorithm", upload.algorithm or None), ("ChecksumType", upload.kind or None)]
 
 
 # -- buckets -------------------------------------------------------------------------------------
@@ -8129,29 +8125,20 @@ def list_object_versions(req: Request) -> Response:
     """ListObjectVersions: every object is its only version, called null. Raises InvalidArgument.
     [AWS]
     """
-    query, name = req.query, req.encoder()
-    check_version_marker(query.get("version-id-marker", ""), query.get("key-marker", ""))
-    prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-    marker, limit = query.get("key-marker", ""), req.integer("max-keys", MAX_KEYS, 0, MAX_KEYS)
-    cursor = cursor_behind(marker, prefix, delimiter)
-    page = list_page(req.store, prefix, delimiter, cursor, limit)
+    asked = parse_asked(req)
+    marker, id_marker = req.query.get("key-marker", ""), req.query.get("version-id-marker", "")
+    check_version_marker(id_marker, marker)
+    page = asked.page(req.store, asked.behind(marker))
+    has_id = page.is_truncated and page.last not in page.prefixes[-1:]
     only = [("VersionId", "null"), ("IsLatest", True)]
-    return xml_response(
-        "ListVersionsResult",
-        [
-            ("Name", req.bucket),
-            ("Prefix", name(prefix)),
-            ("KeyMarker", name(marker)),
-            ("VersionIdMarker", query.get("version-id-marker", "")),
-            ("MaxKeys", limit),
-            ("NextKeyMarker", name(page.last) if page.is_truncated else None),
-            ("NextVersionIdMarker", "null" if page.is_truncated and not page.ends_folded else None),
-            ("Delimiter", name(delimiter) or None),
-            ("EncodingType", query.get("encoding-type") or None),
-            ("IsTruncated", page.is_truncated),
-            *object_elements(page, name, True, "Version", only),
-        ],
-    )
+    return xml_response("ListVersionsResult", [
+        ("Name", req.bucket), ("Prefix", asked.name(asked.prefix)),
+        ("KeyMarker", asked.name(marker)), ("VersionIdMarker", id_marker),
+        ("MaxKeys", asked.limit),
+        ("NextKeyMarker", asked.name(page.last) if page.is_truncated else None),
+        ("NextVersionIdMarker", "null" if has_id else None),
+        *asked.elements(page.is_truncated),
+        *object_elements(page, asked.name, True, "Version", only)])
 
 
 def get_bucket_tagging(req: Request) -> Response:
