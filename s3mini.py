@@ -197,10 +197,8 @@ ERRORS: dict[str, tuple[int, str]] = {
     "MalformedTrailerError": (400, "The trailer is missing, not announced or not well-formed."),
     "MalformedXML": (400, "The XML you provided was not well-formed or did not validate."),
     "MaxMessageLengthExceeded": (400, "Your request was too big."),
-    "MaxPostPreDataLengthExceeded": (
-        400,
-        "Your POST request's fields before the file are too large.",
-    ),
+    "MaxPostPreDataLengthExceeded":
+        (400, "Your POST request's fields before the file are too large."),
     "MetadataTooLarge": (400, "Your metadata headers exceed the maximum allowed metadata size."),
     "RequestHeaderSectionTooLarge": (400, "Your request header section exceeds the maximum size."),
     "MissingSecurityHeader": (400, "Your request was missing a required header"),
@@ -212,31 +210,23 @@ ERRORS: dict[str, tuple[int, str]] = {
     "AccessForbidden": (403, "CORSResponse: This CORS request is not allowed."),
     "InvalidAccessKeyId": (403, "The access key Id you provided does not exist in our records."),
     "RequestTimeTooSkewed": (403, "The request's time and the server's time differ too much."),
-    "SignatureDoesNotMatch": (
-        403,
-        "The request signature we calculated does not match the signature you provided. "
-        "Check your key and signing method.",
-    ),
+    "SignatureDoesNotMatch":
+        (403, "The request signature we calculated does not match the signature you provided. "
+              "Check your key and signing method."),
     "QuotaExceeded": (403, "The bucket's quota does not allow that many bytes."),
     "NoSuchBucketPolicy": (404, "The bucket policy does not exist"),
     "NoSuchCORSConfiguration": (404, "The CORS configuration does not exist"),
     "NoSuchLifecycleConfiguration": (404, "The lifecycle configuration does not exist"),
-    "NoSuchPublicAccessBlockConfiguration": (
-        404,
-        "The public access block configuration was not found",
-    ),
+    "NoSuchPublicAccessBlockConfiguration":
+        (404, "The public access block configuration was not found"),
     "NoSuchTagSet": (404, "The TagSet does not exist"),
     "NoSuchWebsiteConfiguration": (404, "The bucket does not have a website configuration"),
-    "ObjectLockConfigurationNotFoundError": (
-        404,
-        "Object Lock configuration does not exist for this bucket",
-    ),
+    "ObjectLockConfigurationNotFoundError":
+        (404, "Object Lock configuration does not exist for this bucket"),
     "OwnershipControlsNotFoundError": (404, "The bucket ownership controls were not found"),
     "ReplicationConfigurationNotFoundError": (404, "The replication configuration was not found"),
-    "ServerSideEncryptionConfigurationNotFoundError": (
-        404,
-        "The server side encryption configuration was not found",
-    ),
+    "ServerSideEncryptionConfigurationNotFoundError":
+        (404, "The server side encryption configuration was not found"),
     "NoSuchBucket": (404, "The specified bucket does not exist"),
     "NoSuchKey": (404, "The specified key does not exist."),
     "NoSuchUpload": (404, "The specified multipart upload does not exist."),
@@ -264,13 +254,8 @@ class S3Error(Exception):
     `fields` become elements of the error document; `headers` go into the answer's head.
     """
 
-    def __init__(
-        self,
-        code: str,
-        message: str = "",
-        headers: Optional[Mapping[str, str]] = None,
-        **fields: object,
-    ):
+    def __init__(self, code: str, message: str = "", headers: Optional[Mapping[str, str]] = None,
+                 **fields: object):
         self.status, default = ERRORS[code]
         self.code, self.headers, self.fields = code, dict(headers or {}), fields
         super().__init__(message or default)
@@ -562,11 +547,8 @@ class Config(NamedTuple):
 
     def patterns_of(self, access_key: str, bucket: str) -> tuple[Section, ...]:
         """The pattern sections under which this key may own the bucket."""
-        return tuple(
-            s
-            for s in self.sections
-            if s.is_pattern and s.access_key == access_key and s.matches(bucket)
-        )
+        return tuple(s for s in self.sections if s.is_pattern and s.access_key == access_key
+                     and s.matches(bucket))
 
 
 BUCKET_NAME = re.compile(r"(?=.{3,63}\Z)[a-z0-9](?:[a-z0-9-]|\.(?!\.))*[a-z0-9]")
@@ -598,9 +580,8 @@ class IniReader:
         """Raises ConfigError."""
         import configparser
 
-        parser = configparser.RawConfigParser(
-            default_section="\0", empty_lines_in_values=False, strict=True
-        )
+        parser = configparser.RawConfigParser(default_section="\0", empty_lines_in_values=False,
+                                              strict=True)
         try:
             parser.read_string(self.text, self.source)
         except configparser.DuplicateSectionError as why:
@@ -608,9 +589,8 @@ class IniReader:
         except configparser.DuplicateOptionError as why:
             self.fail_at(why.lineno, f"{why.option} is twice in [{why.section}]; remove one")
         except configparser.MissingSectionHeaderError as why:
-            self.fail_at(
-                why.lineno, "an option before any section; begin with [SERVER] or a [bucket]"
-            )
+            self.fail_at(why.lineno,
+                         "an option before any section; begin with [SERVER] or a [bucket]")
         except configparser.ParsingError as why:  # the line is not shown: it may hold a secret
             self.fail_at(why.errors[0][0], self.without_value(why.errors[0][0]))
         self.tables = {name: dict(parser.items(name)) for name in parser.sections()}
@@ -621,9 +601,8 @@ class IniReader:
         if "path" in defaults:
             self.fail("DEFAULT", "path", "path in [DEFAULT]: a bucket needs a folder of its own; "
                       "move it into a bucket's section")
-        sections = tuple(
-            self.section(name, {**defaults, **table}, table) for name, table in tables.items()
-        )
+        sections = tuple(self.section(name, {**defaults, **table}, table)
+                         for name, table in tables.items())
         server["data"] = self.data or self.absolute(server["data"])
         for name in ("tls_cert", "tls_key"):
             server[name] = server[name] and self.absolute(server[name])
@@ -680,17 +659,13 @@ class IniReader:
         if bool(found["access_key"]) != bool(found["secret_key"]):
             missing = "secret_key" if found["access_key"] else "access_key"
             self.fail(name, "", f"[{name}] has no {missing}; add one")
-        if not re.fullmatch(r"[!-~]*", found["access_key"]) or re.search(
-            "[/,]", found["access_key"]
-        ):
-            place = self.home(name, "access_key")
-            self.fail(name, "access_key",
-                      f"access_key in [{place}]: ASCII without spaces, '/' or ','")
+        if not re.fullmatch("(?:[!-~](?<![/,]))*", found["access_key"]):
+            self.fail(name, "access_key", f"access_key in [{self.home(name, 'access_key')}]: ASCII "
+                      "without spaces, '/' or ','")
         found["path"] = found["path"] and self.absolute(found["path"])
         if found["path"] and ("*" in pattern or "path" not in own):
-            self.fail(
-                name, "path", f"path in [{name}]: a folder of its own needs a bucket of its own"
-            )
+            self.fail(name, "path",
+                      f"path in [{name}]: a folder of its own needs a bucket of its own")
         # Never made here: where its disk is not mounted the objects would go to another one. [ours]
         if found["path"] and not os.path.isdir(found["path"]):
             self.fail(name, "path", f"path in [{name}]: there is no folder {found['path']}; make "
@@ -725,12 +700,9 @@ class IniReader:
         for s in sections:
             if known.setdefault(s.access_key, s.secret_key) != s.secret_key:
                 shown = f" {s.access_key!r}" if len(s.access_key) <= MAX_SHOWN else ""
-                self.fail(
-                    s.name,
-                    "secret_key",
-                    f"access_key{shown} in [{s.name}] has another secret_key in an "
-                    "earlier section; one key has one secret: give both the same",
-                )
+                self.fail(s.name, "secret_key",
+                          f"access_key{shown} in [{s.name}] has another secret_key in an "
+                          "earlier section; one key has one secret: give both the same")
             if not s.access_key and (":" in s.name or s.is_pattern or not s.public):
                 self.fail(s.name, "", f"[{s.name}] has no access_key: nobody could use it; add one")
             self.check_options(s, sections)
@@ -1139,9 +1111,7 @@ Content = Union[bytes, FileSpan, Iterator[bytes]]  # an iterator is sent chunked
 
 
 class Response:
-    def __init__(
-        self, status: int, headers: Optional[dict[str, str]] = None, body: Content = b""
-    ):
+    def __init__(self, status: int, headers: Optional[dict[str, str]] = None, body: Content = b""):
         self.status, self.body = status, body
         self.headers = {} if headers is None else headers
         self.code = ""  # of the S3 error that a body tells of whose 200 was sent already
@@ -1732,9 +1702,8 @@ def parse_authorization(head: Head) -> Claim:
         seconds = parse_http_date(headers["date"])
         date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds)) if seconds else ""
     if parse_iso_date(date) is None:
-        raise S3Error(
-            "AccessDenied", "AWS authentication requires a valid Date or x-amz-date header"
-        )
+        raise S3Error("AccessDenied",
+                      "AWS authentication requires a valid Date or x-amz-date header")
     if scope[:8] != date[:8]:
         raise S3Error("AuthorizationHeaderMalformed", "The Credential's date is not x-amz-date's.")
     if "x-amz-content-sha256" not in headers:
@@ -1821,13 +1790,9 @@ def verify(
         names = head.query.keys()
         is_v4, is_v2 = not V4_NAMES.isdisjoint(names), not V2_NAMES.isdisjoint(names)
     if has_header + is_v4 + is_v2 > 1:
-        raise S3Error(
-            "InvalidArgument",
-            "Only one auth mechanism allowed; only the X-Amz-Algorithm "
-            "query parameter, Signature query string parameter or the Authorization header "
-            "should be specified",
-            ArgumentName="Authorization",
-        )
+        raise S3Error("InvalidArgument", "Only one auth mechanism allowed; only the "
+                      "X-Amz-Algorithm query parameter, Signature query string parameter or the "
+                      "Authorization header should be specified", ArgumentName="Authorization")
     if is_v2:
         return verify_v2(head, keyring, bucket, now)
     if has_header:
@@ -1848,11 +1813,12 @@ def verify(
     check_no_token(head)
     check_signed_headers(head, claim)
     query = canonical_query(head.pairs, "X-Amz-Signature") if head.query_text else ""
-    signed = verify_v4(head, claim, signing_key(secret, claim.scope), query,
-                       proxy_candidates(head, claim, keyring, bucket))
-    if not signed:
+    key = signing_key(secret, claim.scope)
+    if not has_signed(key, head, claim, query) and not any(
+            has_signed(key, head, claim, query, **changed)
+            for changed in proxy_candidates(head, claim, keyring, bucket)):
         raise mismatch(head, claim, secret, query) if explains else S3Error("SignatureDoesNotMatch")
-    return signed
+    return Signed(claim.access_key, claim.payload, claim.date, claim.scope, claim.signature, key)
 
 
 def check_window(first: float, last: float, now: float) -> None:
@@ -1865,32 +1831,18 @@ def check_window(first: float, last: float, now: float) -> None:
                       ServerTime=render_iso_date(int(now)))
 
 
-def verify_v4(
-    head: Head, claim: Claim, key: SigningKey, query: str, candidates: Iterator[dict[str, str]]
-) -> Optional[Signed]:
-    """None when the signature is not the key's, nor would be with a candidate's changes."""
-    text = string_to_sign(claim, canonical_request(head, claim, query))
-    if same(key.sign(text), claim.signature) or any(
-        same(key.sign(string_to_sign(claim, canonical_request(head, claim, query, **changed))),
-             claim.signature)
-        for changed in candidates
-    ):
-        return Signed(claim.access_key, claim.payload, claim.date, claim.scope, claim.signature,
-                      key)
-    return None
+def has_signed(key: SigningKey, head: Head, claim: Claim, query: str, /, **changed: str) -> bool:
+    """Whether the signature is the key's, for the request with what `changed` says."""
+    text = string_to_sign(claim, canonical_request(head, claim, query, **changed))
+    return same(key.sign(text), claim.signature)
 
 
 def mismatch(head: Head, claim: Claim, secret: str, query: str) -> S3Error:
     """What a client is told whose signature is not its key's."""
     canonical = canonical_request(head, claim, query)
-    return S3Error(
-        "SignatureDoesNotMatch",
-        explain(head, claim, secret, query),
-        AWSAccessKeyId=claim.access_key,
-        StringToSign=string_to_sign(claim, canonical),
-        SignatureProvided=claim.signature,
-        CanonicalRequest=canonical,
-    )
+    return S3Error("SignatureDoesNotMatch", explain(head, claim, secret, query),
+                   AWSAccessKeyId=claim.access_key, StringToSign=string_to_sign(claim, canonical),
+                   SignatureProvided=claim.signature, CanonicalRequest=canonical)
 
 
 # Values of Accept-Encoding that SDKs sign and proxies rewrite.    [Go SDK v2, boto3, JavaScript v3]
@@ -1938,14 +1890,9 @@ def explain(head: Head, claim: Claim, secret: str, query: str) -> str:
     Tries what people and proxies get wrong, and names the one that would have matched. Never
     the signature that was expected.
     """
-    default = ERRORS["SignatureDoesNotMatch"][1]
-
-    def fits(with_secret: str, changed: Mapping[str, str]) -> bool:
-        text = string_to_sign(claim, canonical_request(head, claim, query, **changed))
-        return same(signing_key(with_secret, claim.scope).sign(text), claim.signature)
-
+    default, key = ERRORS["SignatureDoesNotMatch"][1], signing_key(secret, claim.scope)
     for sentence, changed in mistakes(head, query):
-        if fits(secret, changed):
+        if has_signed(key, head, claim, query, **changed):
             return f"{default} {sentence}"
     lost = [name for name in claim.names if name not in head.headers]
     if lost:
@@ -1957,7 +1904,8 @@ def explain(head: Head, claim: Claim, secret: str, query: str) -> str:
                      "ignore_invalid_headers off;")
         return text
     for stray in (secret + " ", secret + "\n", secret + "\r\n", " " + secret, secret.strip()):
-        if stray != secret and fits(stray, {}):
+        key = signing_key(stray, claim.scope)
+        if stray != secret and has_signed(key, head, claim, query):
             return f"{default} The client's secret key has a stray space or newline around it."
     if "X-Amz-Signature" in head.query:
         more = ", ".join([name for name in claim.names if name != "host"][:10])
@@ -1980,21 +1928,17 @@ def mistakes(head: Head, query: str) -> Iterator[tuple[str, dict[str, str]]]:
             yield f"It was signed for {method}, not {head.method}.", {"method": method}
     path = canonical_path(head.path)
     cause = "The client signed another spelling of the path: "
-    yield (
-        cause + "it escapes twice; S3's paths are escaped once.",
-        {"path": quote(path, safe="/-._~")},
-    )
+    yield (cause + "it escapes twice; S3's paths are escaped once.",
+           {"path": quote(path, safe="/-._~")})
     yield cause + "unescaped.", {"path": unquote_to_bytes(path).decode("latin-1")}
     yield cause + "with + for a space.", {"path": path.replace("%20", "+")}
     yield (cause + "with // merged. In nginx: merge_slashes off; and proxy_pass without a path.",
            {"path": re.sub("/+", "/", path)})
     yield cause + "without its trailing slash.", {"path": path.rstrip("/") or "/"}
     if head.query_text:
-        yield (
-            "The client signed + for a space in the query.",
-            {"query": query.replace("%20", "%2B")},
-        )
-        yield "The client signed + for a space in the query.", {"query": query.replace("%20", "+")}
+        for plus in ("%2B", "+"):
+            yield ("The client signed + for a space in the query.",
+                   {"query": query.replace("%20", plus)})
         yield "The client did not sign the query.", {"query": ""}
     if "content-type" in head.headers:
         yield "The Content-Type that came is not the signed one.", {"content-type": ""}
@@ -2075,9 +2019,8 @@ def parse_policy(text: str) -> tuple[float, list[object]]:
     except (ValueError, TypeError, KeyError, RecursionError):
         raise S3Error("InvalidPolicyDocument") from None
     if expiration is None or not isinstance(conditions, list):
-        raise S3Error(
-            "InvalidPolicyDocument", "Invalid Policy: it needs expiration and conditions."
-        )
+        raise S3Error("InvalidPolicyDocument",
+                      "Invalid Policy: it needs expiration and conditions.")
     return expiration, conditions
 
 
@@ -2141,9 +2084,8 @@ def check_policy(fields: Mapping[str, str], bucket: str, now: float) -> range:
         named.add(name)
         if not condition_holds(kind, name, wanted, values.get(name)):
             shown = json.dumps(condition)  # escaped: it may have a lone surrogate
-            raise S3Error(
-                "AccessDenied", f"Invalid according to Policy: Policy Condition failed: {shown}"
-            )
+            raise S3Error("AccessDenied",
+                          f"Invalid according to Policy: Policy Condition failed: {shown}")
     extra = [n for n in fields if n not in named | UNCONDITIONED and not n.startswith("x-ignore-")]
     if extra or "bucket" not in named:
         raise S3Error("AccessDenied", "Invalid according to Policy: Extra input fields: "
@@ -2166,13 +2108,9 @@ def parse_condition(condition: object) -> tuple[str, str, str]:
         if not all(re.fullmatch("[0-9]{1,19}", x) for x in sizes):  # some say 2**63 - 1
             raise bad
         return kind, sizes[0], sizes[1]
-    if (
-        kind not in ("eq", "starts-with")
-        or not isinstance(name, str)
-        or not isinstance(wanted, str)
-    ):
+    if not isinstance(name, str) or not isinstance(wanted, str):
         raise bad
-    if not name.startswith("$"):
+    if kind not in ("eq", "starts-with") or not name.startswith("$"):
         raise bad
     return kind, name[1:].lower(), wanted
 
@@ -2593,9 +2531,7 @@ class Body:
             raise S3Error("XAmzContentSHA256Mismatch",
                           ClientComputedContentSHA256=promise.sha256,
                           S3ComputedContentSHA256=self._sha256.hexdigest())
-        self.checksums = {
-            a: base64.b64encode(c.digest()).decode() for a, c in self._sums.items()
-        }
+        self.checksums = {a: base64.b64encode(c.digest()).decode() for a, c in self._sums.items()}
         self._check_checksums({**promise.checksums, **self._trailer()})
         self._done = True
 
@@ -4315,10 +4251,8 @@ class Store:
     Readers take no lock.
     """
 
-    def __init__(
-        self, root: str, disk: Disk, min_free: int = 0, quota: int = 0, keep: int = 0,
-        *, memory: Optional[Memory] = None, is_declared: bool = False,
-    ):
+    def __init__(self, root: str, disk: Disk, min_free: int = 0, quota: int = 0, keep: int = 0, *,
+                 memory: Optional[Memory] = None, is_declared: bool = False):
         self.root, self.disk, self.is_declared = root, disk, is_declared
         self.min_free, self.quota, self.keep = min_free, quota, keep
         self.room = os.path.join(root, ROOM)
@@ -5185,9 +5119,8 @@ class Store:
         try:
             with open(path + ".json", "rb") as file:
                 about = json.loads(file.read(MAX_SIDECAR))
-            return Version(
-                path, str(about["key"]), int(match[1]) / 1e9, parse_entry(about["entry"])
-            )
+            return Version(path, str(about["key"]), int(match[1]) / 1e9,
+                           parse_entry(about["entry"]))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
@@ -5539,10 +5472,8 @@ class Store:
                 self._finish_delete(list(names_key), deleted)
             except OSError as why:
                 failed = {key for key, _ in deleted}
-                results = [
-                    why if key in failed and not isinstance(result, Exception) else result
-                    for (key, _), result in zip(wanted, results)
-                ]
+                results = [why if key in failed and not isinstance(result, Exception) else result
+                           for (key, _), result in zip(wanted, results)]
         return results
 
     def _delete_data(
@@ -6016,10 +5947,7 @@ class Store:
         self._empty_upload(folder.path)
 
     def _empty_upload(self, path: str) -> None:
-        with (
-            contextlib.suppress(*GONE),
-            Folder.open(path) as folder,
-        ):
+        with contextlib.suppress(*GONE), Folder.open(path) as folder:
             for name in os.listdir(path):
                 self._drop(folder, name)
         with Folder.open(self._uploads) as uploads:
@@ -6062,9 +5990,8 @@ def broken(name: str, why: OSError) -> Finding:
 class Inspector:
     """Looks through a bucket's files for what does not fit. Reading is all it does unasked."""
 
-    def __init__(
-        self, store: Store, deep: bool, repair: bool, progress: Callable[[int, int], None]
-    ):
+    def __init__(self, store: Store, deep: bool, repair: bool,
+                 progress: Callable[[int, int], None]):
         self.store, self.deep, self.repair, self.progress = store, deep, repair, progress
         self._orphans: list[tuple[tuple[str, ...], str, os.stat_result]] = []
 
@@ -6536,9 +6463,8 @@ class Buckets:
             return False
         patterns = self.config.patterns_of(access_key, name)
         if not any("configure" in MODES[s.mode] for s in patterns):
-            raise S3Error(
-                "AccessDenied", "No section of buckets.ini lets this key make the bucket."
-            )
+            raise S3Error("AccessDenied",
+                          "No section of buckets.ini lets this key make the bucket.")
         about = {"owner": access_key, **({"tags": tags} if tags else {})}
         if self.store(name, patterns[0]).create(**about):
             return True
@@ -6561,14 +6487,8 @@ SOURCES = {  # whose bytes a write takes, besides its body's: a word for its rou
     "x-amz-copy-source": "copy", "x-amz-write-offset-bytes": "append"}
 KEPT_HEADERS = (
     "content-type", "content-disposition", "content-language", "cache-control", "expires")
-REFUSED_HEADERS = (
-    "x-amz-server-side-encryption",
-    "x-amz-object-lock-",
-    "x-amz-grant-",
-    "x-amz-website-redirect-location",
-    "x-amz-mfa",
-    "x-amz-copy-source-server-side-",
-)
+REFUSED_HEADERS = ("x-amz-server-side-encryption", "x-amz-object-lock-", "x-amz-grant-",
+                   "x-amz-website-redirect-location", "x-amz-mfa", "x-amz-copy-source-server-side-")
 STORAGE_CLASSES = frozenset((  # all come to STANDARD here                       [AWS: PutObject]
     "STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER",
     "DEEP_ARCHIVE", "OUTPOSTS", "GLACIER_IR", "SNOW", "EXPRESS_ONEZONE", "FSX_OPENZFS", "FSX_ONTAP",
@@ -6686,13 +6606,10 @@ def describe_object(req: Request) -> Entry:
 
     Raises MetadataTooLarge, InvalidTag, AccessControlListNotSupported.
     """
-    return Entry(
-        0, "", "", int(req.now),
-        headers=parse_kept_headers(req.headers),
-        metadata=parse_metadata(req.headers),
-        tags=parse_tagging_header(req.headers.get("x-amz-tagging", "")),
-        acl=parse_acl(req, req.headers.get("x-amz-acl", "private")),
-    )
+    return Entry(0, "", "", int(req.now), headers=parse_kept_headers(req.headers),
+                 metadata=parse_metadata(req.headers),
+                 tags=parse_tagging_header(req.headers.get("x-amz-tagging", "")),
+                 acl=parse_acl(req, req.headers.get("x-amz-acl", "private")))
 
 
 def object_headers(entry: Entry) -> dict[str, str]:
@@ -6884,9 +6801,8 @@ def put_object(req: Request) -> Response:
     if offset is not None:
         return append_object(req, entry, body, offset)
     entry = req.store.put(req.key, body, lambda: with_body(entry, body), req.check_write)
-    return Response(
-        200, {"etag": f'"{entry.etag}"', "content-length": "0", **checksum_headers(entry)}
-    )
+    return Response(200,
+                    {"etag": f'"{entry.etag}"', "content-length": "0", **checksum_headers(entry)})
 
 
 def with_body(entry: Entry, body: Body) -> Entry:
@@ -6914,10 +6830,8 @@ def check_delete_grant(req: Request, key: str) -> None:
 def check_delete(headers: Mapping[str, str], key: str, old: Optional[Entry]) -> None:
     """Raises PreconditionFailed, NoSuchKey. [AWS: DeleteObject]"""
     check_write_conditions(headers, old, key)
-    size, date = (
-        headers.get("x-amz-if-match-size"),
-        headers.get("x-amz-if-match-last-modified-time"),
-    )
+    size = headers.get("x-amz-if-match-size")
+    date = headers.get("x-amz-if-match-last-modified-time")
     if old and size is not None and size != str(old.size):
         raise S3Error("PreconditionFailed", Condition="x-amz-if-match-size")
     dates = (parse_http_date(date), parse_iso_date(date)) if date is not None else ()
@@ -7021,9 +6935,8 @@ def directive(req: Request, name: str) -> bool:
     """Whether a COPY/REPLACE header says REPLACE. Raises InvalidArgument."""
     value = req.headers.get(name, "COPY")
     if value not in ("COPY", "REPLACE"):
-        raise S3Error(
-            "InvalidArgument", "Unknown directive.", ArgumentName=name, ArgumentValue=value
-        )
+        raise S3Error("InvalidArgument", "Unknown directive.", ArgumentName=name,
+                      ArgumentValue=value)
     return value == "REPLACE"
 
 
@@ -7060,11 +6973,9 @@ def copy_once(req: Request) -> Entry:
         entry = found.entry
         if entry.tags and not new_tags:  # they are not public where the object is
             check_reader(req, parse_copy_source(req.headers["x-amz-copy-source"])[0])
-        given = given._replace(
-            headers=given.headers if new_metadata else entry.headers,
-            metadata=given.metadata if new_metadata else entry.metadata,
-            tags=given.tags if new_tags else entry.tags,
-        )
+        given = given._replace(headers=given.headers if new_metadata else entry.headers,
+                               metadata=given.metadata if new_metadata else entry.metadata,
+                               tags=given.tags if new_tags else entry.tags)
         if parse_copy_source(req.headers["x-amz-copy-source"]) == (req.bucket, req.key):
             changes = new_metadata or new_tags or "x-amz-storage-class" in req.headers
             return copy_onto_itself(req, found, given, asked, bool(changes))
@@ -7705,24 +7616,16 @@ def list_buckets(req: Request) -> Response:
     prefix, token = req.query.get("prefix", ""), req.query.get("continuation-token")
     limit = req.integer("max-buckets", 10_000, 1, 10_000)
     after = decode_token(token) if token else ""
-    found = [
-        b for b in req.buckets.visible(req.access_key) if b[0].startswith(prefix) and b[0] > after
-    ]
+    found = [b for b in req.buckets.visible(req.access_key)
+             if b[0].startswith(prefix) and b[0] > after]
     page = found[:limit]
     region = REGION if req.query else None
-    return xml_response(
-        "ListAllMyBucketsResult",
-        [
-            ("Owner", OWNER),
-            (
-                "Buckets",
-                [("Bucket", [("Name", n), ("CreationDate", render_iso_date(t)),
-                             ("BucketRegion", region)]) for n, t in page],
-            ),
-            ("ContinuationToken", encode_token(page[-1][0]) if len(found) > limit else None),
-            ("Prefix", prefix or None),
-        ],
-    )
+    rows = [("Bucket", [("Name", n), ("CreationDate", render_iso_date(t)),
+                        ("BucketRegion", region)]) for n, t in page]
+    return xml_response("ListAllMyBucketsResult", [
+        ("Owner", OWNER), ("Buckets", rows),
+        ("ContinuationToken", encode_token(page[-1][0]) if len(found) > limit else None),
+        ("Prefix", prefix or None)])
 
 
 def head_bucket(req: Request) -> Response:
@@ -7815,9 +7718,8 @@ def get_object_attributes(req: Request) -> Response:
         "ObjectParts": part_elements(req, entry) if entry.parts else None,
         "StorageClass": "STANDARD", "ObjectSize": entry.size,
     }
-    reply = xml_response(
-        "GetObjectAttributesResponse", [(n, found[n]) for n in known if n in names]
-    )
+    reply = xml_response("GetObjectAttributesResponse",
+                         [(n, found[n]) for n in known if n in names])
     reply.headers["last-modified"] = render_http_date(entry.modified)
     return reply
 
@@ -7827,9 +7729,8 @@ def part_elements(req: Request, entry: Entry) -> Children:
     limit, marker = (req.headers.get(n, d) for n, d in (("x-amz-max-parts", "1000"),
                                                         ("x-amz-part-number-marker", "0")))
     if not re.fullmatch("[0-9]{1,9}", limit) or not re.fullmatch("[0-9]{1,9}", marker):
-        raise S3Error(
-            "InvalidArgument", "x-amz-max-parts and x-amz-part-number-marker are numbers."
-        )
+        raise S3Error("InvalidArgument",
+                      "x-amz-max-parts and x-amz-part-number-marker are numbers.")
     first, algorithm = int(marker), next(iter(entry.checksums), "")
     page = list(enumerate(entry.parts, 1))[first : first + min(int(limit), MAX_KEYS)]
     more = bool(page) and first + len(page) < len(entry.parts)
@@ -8168,11 +8069,8 @@ def parse_cors(data: bytes) -> list[dict[str, Any]]:
         texts = {tag: [n.text.strip() for n in node.all(tag)] for tag in (
             "AllowedOrigin", "AllowedMethod", "AllowedHeader", "ExposeHeader")}
         age = node.get("MaxAgeSeconds").strip()
-        if (
-            not texts["AllowedOrigin"]
-            or not texts["AllowedMethod"]
-            or not re.fullmatch("[0-9]*", age)
-        ):
+        is_whole = texts["AllowedOrigin"] and texts["AllowedMethod"]
+        if not is_whole or not re.fullmatch("[0-9]*", age):
             raise S3Error("MalformedXML", "A CORSRule needs AllowedOrigin and AllowedMethod.")
         for method in texts["AllowedMethod"]:
             if method not in ("GET", "HEAD", "PUT", "POST", "DELETE"):
@@ -8181,9 +8079,8 @@ def parse_cors(data: bytes) -> list[dict[str, Any]]:
         if any("*" in text for text in texts["ExposeHeader"]):
             raise S3Error("InvalidRequest", "ExposeHeader contains wildcard.")
         if any(text.count("*") > 1 for texts_of in texts.values() for text in texts_of):
-            raise S3Error(
-                "InvalidRequest", "AllowedOrigin and AllowedHeader can have one wildcard."
-            )
+            raise S3Error("InvalidRequest",
+                          "AllowedOrigin and AllowedHeader can have one wildcard.")
         if any(UNSAFE.search(text) for texts_of in texts.values() for text in texts_of):
             raise S3Error("InvalidRequest", "A CORS rule has no control characters.")
         rules.append({"origins": texts["AllowedOrigin"], "methods": texts["AllowedMethod"],
@@ -8213,11 +8110,8 @@ class CorsRule(NamedTuple):
         return all(h in plain or any(wildcard_fits(p, h) for p in others) for h in headers)
 
     def fits(self, origin: str, method: str, headers: list[str]) -> bool:
-        return (
-            any(wildcard_fits(o, origin) for o in self.origins)
-            and method in self.methods
-            and self.allows(headers)
-        )
+        return (any(wildcard_fits(o, origin) for o in self.origins) and method in self.methods
+                and self.allows(headers))
 
 
 def wildcard_fits(pattern: str, text: str) -> bool:
@@ -8407,9 +8301,8 @@ def resolve(head: Head, scope: str) -> tuple[Operation, str]:
     """
     chosen = [name for name in head.query if name in SELECTORS] if head.query_text else []
     if len(chosen) > 1:
-        raise S3Error(
-            "InvalidArgument", "Conflicting query string parameters: " + ", ".join(chosen)
-        )
+        raise S3Error("InvalidArgument",
+                      "Conflicting query string parameters: " + ", ".join(chosen))
     selector = chosen[0] if chosen else ""
     for name, what in SOURCES.items():
         if name in head.headers:
@@ -8435,9 +8328,8 @@ def hoist(head: Head) -> Head:
     moved = {n.lower(): v for n, v in head.query.items() if HOISTED.fullmatch(n.lower())}
     if not moved or "X-Amz-Signature" not in head.query:
         return head
-    pairs = "&".join(
-        p for p in head.query_text.split("&") if p.partition("=")[0].lower() not in moved
-    )
+    pairs = "&".join(p for p in head.query_text.split("&")
+                     if p.partition("=")[0].lower() not in moved)
     moved = {n: v.encode().decode("latin-1") for n, v in moved.items()}
     return head._replace(headers={**moved, **head.headers}).with_query(pairs)
 
@@ -9147,9 +9039,8 @@ class Connection:
         """Answer a request. Whether there may be another. Raises Disconnected, NotQuickError."""
         stream, request_id = self.stream, self.server.next_id()
         now, began = time.time(), time.perf_counter()
-        stream.continue_due = (
-            "100-continue" in head.headers.get("expect", "").lower() and head.minor > 0
-        )
+        expected = head.headers.get("expect", "").lower()
+        stream.continue_due = "100-continue" in expected and head.minor > 0
         source = open_source(head, stream, stream.give_back)
         has_body = head.has_body
         if has_body and stream.waits:
@@ -9167,9 +9058,8 @@ class Connection:
         except Exception:  # noqa: BLE001 a bug: a 500 for the client, the traceback for the log
             import traceback
 
-            answer = Answer(
-                Response(500), head.path, trouble=traceback.format_exc(), code="InternalError"
-            )
+            answer = Answer(Response(500), head.path, trouble=traceback.format_exc(),
+                            code="InternalError")
             answer.response = error_response(S3Error("InternalError"), head.path, request_id)
         body = source if has_body else None
         if stream.waits or is_small(answer.response) and (not has_body or head.keeps_alive):
@@ -9328,23 +9218,15 @@ class Connection:
             sys.stderr.write(f"s3mini: {'; '.join(dict.fromkeys(answer.troubles))}\n")
         if not self.server.log:
             return
-        target = head.path + (
-            "?" + hide_secrets(head.query_text) if head.query_text else ""
-        )
-        self.server.log(
-            {
-                "time": render_log_time(now),
-                "peer": self.address_of(head) or self.peer,
-                "key": answer.access_key.encode("ascii", "replace").decode()[:128] or "-",
-                "method": head.method[:20],
-                "target": cut(target),
-                "status": answer.response.status,
-                "code": answer.code or answer.response.code or "-",
-                "bytes": sent,
-                "ms": round((time.perf_counter() - began) * 1000, 1),
-                "id": answer.response.headers.get("x-amz-request-id", "-"),
-            }
-        )
+        query = "?" + hide_secrets(head.query_text) if head.query_text else ""
+        self.server.log({
+            "time": render_log_time(now), "peer": self.address_of(head) or self.peer,
+            "key": answer.access_key.encode("ascii", "replace").decode()[:128] or "-",
+            "method": head.method[:20], "target": cut(head.path + query),
+            "status": answer.response.status,
+            "code": answer.code or answer.response.code or "-", "bytes": sent,
+            "ms": round((time.perf_counter() - began) * 1000, 1),
+            "id": answer.response.headers.get("x-amz-request-id", "-")})
 
 
 def is_small(response: Response) -> bool:
@@ -10060,9 +9942,8 @@ cors = *
 
 def write_first_ini(path: str) -> None:
     """A private buckets.ini with fresh keys. Raises ConfigError."""
-    text = FIRST_INI.format(
-        access_key=secrets.token_hex(10).upper(), secret_key=secrets.token_hex(20)
-    )
+    text = FIRST_INI.format(access_key=secrets.token_hex(10).upper(),
+                            secret_key=secrets.token_hex(20))
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as why:
