@@ -186,7 +186,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "InvalidPartOrder": (400, "The list of parts was not in ascending order."),
     "InvalidPolicyDocument": (400, "The content of the form does not meet the policy's form."),
     "InvalidRequest": (400, "Invalid Request"),
-    "InvalidToken": (400, "The provided token is malformed or otherwise invalid."),
+    "InvalidToken": (400, "There are no session tokens here: unset AWS_SESSION_TOKEN."),
     "InvalidStorageClass": (400, "The storage class you specified is not valid"),
     "InvalidTag": (400, "The tag provided was not a valid tag."),
     "InvalidURI": (400, "Couldn't parse the specified URI."),
@@ -291,10 +291,6 @@ MODES = {  # what a key may do with its bucket; READ, WRITE, ... are the `needs`
     "write": frozenset(("write", "overwrite")),
     "append": frozenset(("read", "list", "write", "tidy")),  # tidy: delete restic's locks
 }
-
-
-def parse_text(text: str) -> str:
-    return text
 
 
 def parse_yes(text: str) -> bool:
@@ -445,13 +441,13 @@ OPTIONS = (
            "yes: X-Forwarded-For tells a client's address; only behind a proxy that sets it"),
     Option("log", "server", parse_choice("text", "json", "none"), "text",
            "a line for each request on standard error: text, json or none"),
-    Option("tls_cert", "server", parse_text, "",
+    Option("tls_cert", "server", str, "",
            "serve https with this certificate chain (PEM)"),
-    Option("tls_key", "server", parse_text, "",
+    Option("tls_key", "server", str, "",
            "the certificate's private key (PEM); empty: it is in tls_cert"),
-    Option("access_key", "bucket", parse_text, "",
+    Option("access_key", "bucket", str, "",
            "the key's public half"),
-    Option("secret_key", "bucket", parse_text, "",
+    Option("secret_key", "bucket", str, "",
            "its secret half; env:NAME or file:/PATH fetch it from there"),
     Option("mode", "bucket", parse_choice(*MODES), "full",
            "what the key may do: full, read, write (no read), append (create only)"),
@@ -467,7 +463,7 @@ OPTIONS = (
            "bytes the bucket may hold, kept versions and unfinished uploads counted; 0: no limit"),
     Option("keep", "bucket", parse_duration, "0",
            "keep replaced and deleted objects for `undelete` this long: 7d; 0: not at all"),
-    Option("path", "bucket", parse_text, "",
+    Option("path", "bucket", str, "",
            "the bucket's folder, if it is not DATA/BUCKET: served in place; must exist"),
 )
 
@@ -1188,12 +1184,12 @@ def element(tag: str, value: object) -> str:
     return f"<{tag}>{inner}</{tag.partition(' ')[0]}>"
 
 
-def render_document(root: str, children: Children) -> bytes:
-    return (XML_HEAD + element(f'{root} xmlns="{XMLNS}"', children)).encode()
-
-
 def xml_response(root: str, children: Children, status: int = 200) -> Response:
-    body = render_document(root, children)
+    document = XML_HEAD + element(f'{root} xmlns="{XMLNS}"', children)
+    return document_response(status, document.encode())
+
+
+def document_response(status: int, body: bytes) -> Response:
     headers = {"content-type": "application/xml", "content-length": str(len(body))}
     return Response(status, headers, body)
 
@@ -1209,9 +1205,9 @@ def error_response(error: S3Error, resource: str, request_id: str) -> Response:
     """What the client sees: no body for 304, an <Error> document for everything else."""
     if error.status == 304:
         return Response(304, dict(error.headers))
-    body = render_error(error, resource, request_id)
-    headers = {"content-type": "application/xml", "content-length": str(len(body))}
-    return Response(error.status, {**headers, **error.headers}, body)
+    response = document_response(error.status, render_error(error, resource, request_id))
+    response.headers.update(error.headers)
+    return response
 
 
 class Node:
@@ -1230,9 +1226,9 @@ class Node:
         """The text of the first child of that name, stripped; None where there is none."""
         return next((child.text.strip() for child in self.children if child.tag == tag), None)
 
-    def get(self, tag: str, default: str = "") -> str:
-        """The text of the first child of that name."""
-        return next((child.text for child in self.children if child.tag == tag), default)
+    def get(self, tag: str) -> str:
+        """The same as it stands there; "" where there is none."""
+        return next((child.text for child in self.children if child.tag == tag), "")
 
 
 def parse_xml(data: bytes, root: str) -> Node:
@@ -1752,7 +1748,7 @@ def secret_of(keyring: Keyring, access_key: str) -> str:
 
 def check_no_token(head: Head) -> None:
     if "x-amz-security-token" in {*head.headers, *map(str.lower, head.query)}:
-        raise S3Error("InvalidToken", "There are no session tokens here: unset AWS_SESSION_TOKEN.")
+        raise S3Error("InvalidToken")
 
 
 def check_signed_headers(head: Head, claim: Claim) -> None:
@@ -2042,7 +2038,7 @@ def verify_form(fields: Mapping[str, str], keyring: Keyring) -> Signed:
             raise S3Error("InvalidArgument", f"Bucket POST must contain a field named '{name}'.",
                           ArgumentName=name)
     if "x-amz-security-token" in fields:
-        raise S3Error("InvalidToken", "There are no session tokens here: unset AWS_SESSION_TOKEN.")
+        raise S3Error("InvalidToken")
     if not is_v4:
         access_key = fields["awsaccesskeyid"]
         expected, given = sign_v2(secret_of(keyring, access_key), policy), fields["signature"]
@@ -2364,18 +2360,21 @@ def parse_promise(headers: Mapping[str, str], payload: str) -> Promise:
     return Promise(sha256, md5, checksums, trailer, algorithm)
 
 
+def told_checksums(headers: Mapping[str, str]) -> dict[str, str]:
+    """The x-amz-checksum-* of a head: algorithm -> base64, in a Complete maybe with -N behind."""
+    return {n[15:].upper(): v for n, v in headers.items()
+            if n.startswith("x-amz-checksum-") and n[15:] not in NOT_CHECKSUMS}
+
+
 def parse_checksums(headers: Mapping[str, str]) -> dict[str, str]:
-    """The x-amz-checksum-* of a head, at most one. Raises InvalidRequest, NotImplemented."""
-    found = {}
-    for name, value in headers.items():
-        if not name.startswith("x-amz-checksum-") or name[15:] in NOT_CHECKSUMS:
-            continue
-        algorithm = name[15:].upper()
+    """The same of a body, at most one. Raises InvalidRequest, NotImplemented."""
+    found = told_checksums(headers)
+    for algorithm, value in found.items():
+        name = checksum_header(algorithm)
         if algorithm not in ALGORITHMS:
             raise S3Error("NotImplemented", f"{name} is not done here.", Header=name)
         if parse_base64(value, len(ALGORITHMS[algorithm]().digest())) is None:
             raise S3Error("InvalidRequest", f"Value for {name} header is invalid.")
-        found[algorithm] = value
     if len(found) > 1:
         raise S3Error("InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple "
                       "checksum Types are not allowed.")
@@ -2532,7 +2531,10 @@ class Body:
                           ClientComputedContentSHA256=promise.sha256,
                           S3ComputedContentSHA256=self._sha256.hexdigest())
         self.checksums = {a: base64.b64encode(c.digest()).decode() for a, c in self._sums.items()}
-        self._check_checksums({**promise.checksums, **self._trailer()})
+        for algorithm, value in {**promise.checksums, **self._trailer()}.items():
+            if self.checksums[algorithm] != value:
+                raise S3Error("BadDigest", f"The {algorithm} you specified did not match the "
+                              "calculated checksum.")
         self._done = True
 
     def _trailer(self) -> dict[str, str]:
@@ -2547,12 +2549,6 @@ class Body:
         if parse_base64(trailers[name], len(ALGORITHMS[algorithm]().digest())) is None:
             raise S3Error("InvalidRequest", f"Value for {name} trailing header is invalid.")
         return {algorithm: trailers[name]}
-
-    def _check_checksums(self, promised: Mapping[str, str]) -> None:
-        for algorithm, value in promised.items():
-            if self.checksums[algorithm] != value:
-                raise S3Error("BadDigest", f"The {algorithm} you specified did not match the "
-                              "calculated checksum.")
 
 
 class FormReader:
@@ -3352,9 +3348,6 @@ class Staged:
                 break
             os.close(self.fd)
 
-    def reserve(self, size: int) -> None:
-        self.disk.reserve(self.fd, size)
-
     def fill(self, body: Body, check_size: Callable[[int], None]) -> None:
         """`check_size` is asked now and then by a body that did not say how long it is."""
         begun = 0  # bytes that are on their way to the disk
@@ -3427,7 +3420,7 @@ class Late(Staged):
         path = f"{self._folder}/{self.disk.spare_name()}"
         self.fd, self.path = self.disk.create(path), path
         if old:
-            self.reserve(len(self._data))
+            self.disk.reserve(self.fd, len(self._data))
         self.disk.write(self.fd, self._data)
         return super().outlast(self.seal(entry, time.time_ns()), old)
 
@@ -3640,10 +3633,6 @@ def is_gone(folder: Folder, name: str) -> bool:
 
 def is_folder(folder: Folder, name: str) -> bool:
     return stat.S_ISDIR(mode_of(folder, name))
-
-
-def is_link(folder: Folder, name: str) -> bool:
-    return stat.S_ISLNK(mode_of(folder, name))
 
 
 @contextlib.contextmanager
@@ -4132,9 +4121,12 @@ class ListedCache:
         if not self._places:
             return None
         packed = LISTED_PLACE.unpack_from(self._places, self._at(info))
-        is_it = packed[:4] == (info.st_ino, info.st_mtime_ns, info.st_size,
-                               hash((info.st_dev, info.st_ctime_ns, key)))
-        return self._listed(*packed[2:]) if is_it else None
+        if packed[:4] != (info.st_ino, info.st_mtime_ns, info.st_size,
+                          hash((info.st_dev, info.st_ctime_ns, key))):
+            return None
+        modified, digest, parts, sums = packed[4:]
+        etag = f"{digest.hex()}-{parts}" if parts else digest.hex()
+        return Listed(info.st_size, etag, modified, *LISTED_SUMS[sums])
 
     def add(self, info: os.stat_result, key: str, listed: Listed) -> None:
         """`listed` as listed_of gives it; one of a checksum that we do not know is left out.
@@ -4150,24 +4142,15 @@ class ListedCache:
                 info.st_ino, info.st_mtime_ns, listed.size,
                 hash((info.st_dev, info.st_ctime_ns, key)), listed.modified,
                 bytes.fromhex(digest), int(parts or 0), sums)
+            if not self._places:
+                import mmap
+
+                self._places = mmap.mmap(-1, CACHED_LISTED * LISTED_PLACE.size)
             at = self._at(info)
-            self._mapped()[at : at + len(packed)] = packed
-
-    def _mapped(self) -> Any:
-        if not self._places:
-            import mmap
-
-            self._places = mmap.mmap(-1, CACHED_LISTED * LISTED_PLACE.size)
-        return self._places
+            self._places[at : at + len(packed)] = packed
 
     def _at(self, info: os.stat_result) -> int:
         return info.st_ino % CACHED_LISTED * LISTED_PLACE.size
-
-    def _listed(
-        self, size: int, _: int, modified: int, digest: bytes, parts: int, sums: int
-    ) -> Listed:
-        etag = f"{digest.hex()}-{parts}" if parts else digest.hex()
-        return Listed(size, etag, modified, *LISTED_SUMS[sums])
 
 
 class Memory:
@@ -4946,7 +4929,7 @@ class Store:
                 self.disk.rename(os.path.join(folder.path, place.name), folder, place.name + "%")
                 self.disk.sync_folder(folder)
                 self._drop(folder, place.sidecar)
-            elif is_link(folder, names[-1]):
+            elif stat.S_ISLNK(mode_of(folder, names[-1])):
                 raise S3Error("InvalidRequest", "A link has the name of a folder that is needed.")
             self._add_folder(folder, names[-1]).close()
 
@@ -5307,7 +5290,7 @@ class Store:
         """
         with Staged(self.disk, self.temp, locked=False) as staged:
             if replaces:
-                staged.reserve(len(data))
+                self.disk.reserve(staged.fd, len(data))
             self.disk.write(staged.fd, data)
             if beside >= 0:
                 self.disk.begin_write(staged.fd, 0, len(data))
@@ -5345,9 +5328,9 @@ class Store:
             def describe() -> Entry:
                 whole = joined.whole
                 kind = "FULL_OBJECT" if whole.checksums else ""
-                return (old.entry if old else given)._replace(size=whole.size, etag=whole.md5,
-                               md5=whole.md5, modified=given.modified, parts=[], upload="",
-                               checksums=whole.checksums, checksum_type=kind)
+                return (old.entry if old else given)._replace(
+                    size=whole.size, etag=whole.md5, md5=whole.md5, modified=given.modified,
+                    parts=[], upload="", checksums=whole.checksums, checksum_type=kind)
 
             return self.put(key, joined.whole, describe, if_unchanged(old and old.entry, check))
         finally:
@@ -6299,12 +6282,7 @@ def check_write_conditions(headers: Mapping[str, str], old: Optional[Entry], key
         raise S3Error("NoSuchKey", Key=key)
     if wanted is not None and old and not etag_matches(wanted, old.etag):
         raise S3Error("PreconditionFailed", Condition="If-Match")
-    check_unmodified(headers, old)
-
-
-def check_unmodified(headers: Mapping[str, str], old: Optional[Entry]) -> None:
-    """Raises PreconditionFailed. AWS does not say what it does to a write; HTTP does. [RFC 9110]"""
-    if "if-unmodified-since" in headers and "if-match" not in headers and old:
+    if wanted is None and old and "if-unmodified-since" in headers:  # AWS is silent  [RFC 9110]
         limit = parse_http_date(headers["if-unmodified-since"])
         if limit is not None and old.modified > limit:
             raise S3Error("PreconditionFailed", Condition="If-Unmodified-Since")
@@ -6382,18 +6360,17 @@ class Buckets:
             return known
         stores.pop(key, None)
         root = self._root(name)
-        if not section:
-            store = Store(root, self.disk, keep=FOREVER,  # its section may come back
-                          memory=self._memory)
-            is_there = False
-            with contextlib.suppress(PermissionError):  # a folder that is not ours
-                is_there = is_bucket_name(name) and store.about() is not None
-        else:
+        if section:
             store = Store(root, self.disk, self.config.min_free, section.quota, section.keep,
                           memory=self._memory, is_declared=name in self._declared)
-            is_there = True
-        if not is_there:
-            return store
+        else:
+            store = Store(root, self.disk, keep=FOREVER,  # its section may come back
+                          memory=self._memory)
+            about = None
+            with contextlib.suppress(PermissionError):  # a folder that is not ours
+                about = store.about() if is_bucket_name(name) else None
+            if about is None:
+                return store
         store = stores.setdefault(key, store)
         if HAS_FLOCK:
             drop_oldest(self._stores, CACHED_STORES)
@@ -6808,8 +6785,8 @@ def put_object(req: Request) -> Response:
 def with_body(entry: Entry, body: Body) -> Entry:
     """The entry with what reading the whole body told."""
     kind = "FULL_OBJECT" if body.checksums else ""
-    return entry._replace(size=body.size, etag=body.md5, md5=body.md5,
-                   checksums=body.checksums, checksum_type=kind)
+    return entry._replace(size=body.size, etag=body.md5, md5=body.md5, checksums=body.checksums,
+                          checksum_type=kind)
 
 
 def delete_object(req: Request) -> Response:
@@ -6909,9 +6886,8 @@ def parse_copy_source(text: str) -> tuple[str, str]:
     return bucket, key
 
 
-def open_copy_source(req: Request) -> Found:
+def open_copy_source(req: Request, bucket: str, key: str) -> Found:
     """The source of a copy: the caller must be allowed to read it. Raises AccessDenied, ..."""
-    bucket, key = parse_copy_source(req.headers["x-amz-copy-source"])
     section = req.buckets.find(bucket)
     grants = req.buckets.grants(bucket, req.access_key)
     if is_public(section, key):
@@ -6969,14 +6945,15 @@ def copy_once(req: Request) -> Entry:
     new_metadata = directive(req, "x-amz-metadata-directive")
     new_tags = directive(req, "x-amz-tagging-directive")
     asked = parse_algorithm(req.headers.get("x-amz-checksum-algorithm", ""))
-    with contextlib.closing(open_copy_source(req)) as found:
+    bucket, key = parse_copy_source(req.headers["x-amz-copy-source"])
+    with contextlib.closing(open_copy_source(req, bucket, key)) as found:
         entry = found.entry
         if entry.tags and not new_tags:  # they are not public where the object is
-            check_reader(req, parse_copy_source(req.headers["x-amz-copy-source"])[0])
+            check_reader(req, bucket)
         given = given._replace(headers=given.headers if new_metadata else entry.headers,
                                metadata=given.metadata if new_metadata else entry.metadata,
                                tags=given.tags if new_tags else entry.tags)
-        if parse_copy_source(req.headers["x-amz-copy-source"]) == (req.bucket, req.key):
+        if (bucket, key) == (req.bucket, req.key):
             changes = new_metadata or new_tags or "x-amz-storage-class" in req.headers
             return copy_onto_itself(req, found, given, asked, bool(changes))
         return copy_bytes(req, found, given, asked, req.check_write)
@@ -6999,7 +6976,7 @@ def copy_onto_itself(
 
     def change(old: Entry) -> Entry:
         return old._replace(headers=given.headers, metadata=given.metadata, tags=given.tags,
-                       acl=given.acl, modified=given.modified)
+                            acl=given.acl, modified=given.modified)
 
     return req.store.update(req.key, change, check)
 
@@ -7196,10 +7173,7 @@ def encode_page(name: str, since: float) -> str:
 
 def decode_page(token: str) -> tuple[str, float]:
     """(name, when). Raises InvalidArgument."""
-    when, _, name = decode_token(token).partition(":")
-    if not re.fullmatch("[0-9]{1,15}", when):
-        raise S3Error("InvalidArgument", "The continuation token provided is incorrect",
-                      ArgumentName="continuation-token")
+    when, _, name = decode_token(token, "(?s)[0-9]{1,15}(?::.*)?").partition(":")
     return name, (int(when) + 1) / 1000
 
 
@@ -7207,13 +7181,14 @@ def encode_token(name: str) -> str:
     return base64.urlsafe_b64encode(name.encode()).decode()
 
 
-def decode_token(token: str) -> str:
+def decode_token(token: str, form: str = "(?s).*") -> str:
     """Raises InvalidArgument."""
-    try:
-        return base64.b64decode(token.encode("ascii"), b"-_", validate=True).decode()
-    except ValueError:
-        raise S3Error("InvalidArgument", "The continuation token provided is incorrect",
-                      ArgumentName="continuation-token") from None
+    with contextlib.suppress(ValueError):
+        text = base64.b64decode(token.encode("ascii"), b"-_", validate=True).decode()
+        if re.fullmatch(form, text):
+            return text
+    raise S3Error("InvalidArgument", "The continuation token provided is incorrect",
+                  ArgumentName="continuation-token")
 
 
 # -- multipart uploads ---------------------------------------------------------------------------
@@ -7302,7 +7277,8 @@ def upload_part_copy(req: Request) -> Response:
 
 def copy_part(req: Request, upload: Upload, number: int) -> Response:
     """Raises as upload_part_copy does."""
-    with contextlib.closing(open_copy_source(req)) as found:
+    bucket, key = parse_copy_source(req.headers["x-amz-copy-source"])
+    with contextlib.closing(open_copy_source(req, bucket, key)) as found:
         span = parse_copy_range(req.headers.get("x-amz-copy-source-range"), found.entry.size)
         body = Body(CheckedReader(found, span.start, len(span)), Promise(length=len(span)))
         if upload.algorithm:
@@ -7387,12 +7363,6 @@ def completed_before(req: Request, items: list[PartItem]) -> Response:
     raise S3Error("NoSuchUpload", UploadId=req.query["uploadId"])
 
 
-def told_checksums(headers: Mapping[str, str]) -> dict[str, str]:
-    """What the head of a Complete says of the whole object: algorithm -> base64, maybe with -N."""
-    return {n[15:].upper(): v for n, v in headers.items()
-            if n.startswith("x-amz-checksum-") and n[15:] not in NOT_CHECKSUMS}
-
-
 def check_whole_checksums(headers: Mapping[str, str], known: Mapping[str, str]) -> None:
     """Raises BadDigest."""
     for algorithm, told in told_checksums(headers).items():
@@ -7463,9 +7433,10 @@ def describe_joined(req: Request, upload: Upload, parts: list[Part]) -> Entry:
     check_whole_checksums(req.headers, checksums)
     etags = b"".join([bytes.fromhex(p.md5) for p in parts])
     lines = [f"{p.size} {p.md5} {p.checksum if checksums else ''}".strip() for p in parts]
-    return upload.entry._replace(size=size, etag=f"{hashlib.md5(etags).hexdigest()}-{len(parts)}",
-                   modified=int(time.time()), checksums=checksums, parts=lines, upload=upload.id,
-                   checksum_type=upload.kind if checksums else "")
+    return upload.entry._replace(
+        size=size, etag=f"{hashlib.md5(etags).hexdigest()}-{len(parts)}",
+        modified=int(time.time()), checksums=checksums, parts=lines, upload=upload.id,
+        checksum_type=upload.kind if checksums else "")
 
 
 def joined_checksums(upload: Upload, parts: list[Part]) -> dict[str, str]:
@@ -7915,7 +7886,7 @@ def post_object(req: Request) -> Response:
     sizes = check_policy(fields, req.bucket, req.now)
     grants = req.buckets.grants(req.bucket, signed.access_key)
     req = req._replace(key=form_key(fields["key"]), signed=signed, grants=grants,
-                  head=req.head._replace(headers=form_headers(fields)))
+                       head=req.head._replace(headers=form_headers(fields)))
     if "write" not in grants:
         raise S3Error("AccessDenied")
     check_refused_headers(req.headers)
@@ -9215,7 +9186,7 @@ class Connection:
     def log(self, head: Head, answer: Answer, now: float, began: float, sent: int) -> None:
         """A line for the operator; README.md tells what stands in it."""
         if answer.troubles:
-            sys.stderr.write(f"s3mini: {'; '.join(dict.fromkeys(answer.troubles))}\n")
+            warn("; ".join(dict.fromkeys(answer.troubles)))
         if not self.server.log:
             return
         query = "?" + hide_secrets(head.query_text) if head.query_text else ""
@@ -9259,20 +9230,21 @@ def hide_secrets(query_text: str) -> str:
     )
 
 
+def warn(sentence: object) -> None:
+    """Tell the operator."""
+    sys.stderr.write(f"s3mini: {sentence}\n")
+
+
 def text_log(fields: Mapping[str, object]) -> None:
     texts = [str(value) for value in fields.values()]
     line = " ".join(texts)
     if not line.isprintable() or line.count(" ") >= len(texts):  # else 3 us a line are saved
-        line = " ".join([NOT_LOGGED.sub(escape_byte, text) for text in texts])
+        line = " ".join([NOT_LOGGED.sub(lambda m: f"\\x{ord(m[0]):02x}", t) for t in texts])
     write_line(line.encode("ascii", "backslashreplace"))
 
 
 # A client chooses much of what is logged: no value of it is two fields, two lines or a colour.
 NOT_LOGGED = re.compile(r"[\x00- \x7f]")
-
-
-def escape_byte(match: re.Match[str]) -> str:
-    return f"\\x{ord(match[0]):02x}"
 
 
 def json_log(fields: Mapping[str, object]) -> None:
@@ -9411,7 +9383,7 @@ class Server(http.server.ThreadingHTTPServer):
                 if why.errno in (errno.EBADF, errno.ENOTSOCK, errno.EINVAL):
                     raise  # there is nothing to accept from
                 if why.errno not in (*EXHAUSTED, errno.ENOBUFS):  # the network's, or a firewall's
-                    sys.stderr.write(f"s3mini: a connection was lost: {why}\n")
+                    warn(f"a connection was lost: {why}")
                     time.sleep(0.01)  # should it come again at once
                     return
                 # No descriptor is left. Linux says so also where nobody waits: only for the first
@@ -9763,7 +9735,7 @@ def tidy(config: Config) -> None:
     except OSError as why:
         troubles = [f"cannot look for unfinished uploads: {why}"]
     for trouble in troubles:
-        sys.stderr.write(f"s3mini: {trouble}\n")
+        warn(trouble)
 
 
 class Master:
@@ -9851,7 +9823,7 @@ class Master:
         try:
             pid = os.fork()
         except OSError as why:  # no memory or no processes: there may be a moment later
-            sys.stderr.write(f"s3mini: cannot start a process: {why.strerror}; trying again\n")
+            warn(f"cannot start a process: {why.strerror}; trying again")
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
             return 0
         if pid:
@@ -9883,7 +9855,7 @@ class Master:
             if os.waitpid(pid, os.WNOHANG)[0]:
                 _, began = self.workers.pop(pid)
                 if not self.stopping:
-                    sys.stderr.write(f"s3mini: worker {pid} ended; starting another\n")
+                    warn(f"worker {pid} ended; starting another")
                     time.sleep(1 if time.monotonic() - began < 1 else 0)
 
 
@@ -9964,19 +9936,18 @@ def warn_of_readers(path: str) -> None:
     with contextlib.suppress(OSError):
         info = os.stat(path)
         if os.name != "nt" and stat.S_ISREG(info.st_mode) and info.st_mode & 0o004:
-            sys.stderr.write(f"s3mini: everybody can read {path}, and its keys; chmod 640 {path}\n")
+            warn(f"everybody can read {path}, and its keys; chmod 640 {path}")
 
 
 def warn_of_settings(config: Config) -> None:
     """Say what an operator would not want, and may not see."""
     for section in config.sections:
         if section.secret_key.startswith("change-me"):
-            sys.stderr.write(f"s3mini: [{section.name}] has the example's secret_key; write one of "
-                             "your own\n")
+            warn(f"[{section.name}] has the example's secret_key; write one of your own")
     try:
         check_user(config.data)
     except ConfigError as why:
-        sys.stderr.write(f"s3mini: {why}\n")
+        warn(why)
     except OSError:
         pass  # there is no such folder yet
 
@@ -10012,7 +9983,7 @@ def run(config: Config, greeting: str = "") -> int:
         advice = "; this user must own it" if isinstance(why, PermissionError) else ""
         raise ConfigError(f"cannot use the data folder {config.data}: {why}{advice}") from None
     for trouble in troubles:
-        sys.stderr.write(f"s3mini: {trouble}\n")
+        warn(trouble)
     for sock in listeners:
         sys.stdout.write(f"s3mini: listening on {url_of(sock, tls)}\n")
     sys.stdout.write(greeting.replace("{url}", url_of(listeners[0], tls)))
@@ -10046,12 +10017,15 @@ def tidy_for_ever(config: Config) -> None:
 def chosen_config(options: Any) -> Config:
     """What the file says, with --listen and --data over it. Raises ConfigError."""
     config = load_config(options.config, options.data)
-    if options.listen:
-        try:
-            config = config._replace(listen=parse_listen(options.listen))
-        except ValueError as why:
-            raise ConfigError(f"--listen: {why}") from None
-    return config
+    return config._replace(listen=told_listen(options.listen)) if options.listen else config
+
+
+def told_listen(text: str) -> tuple[str, ...]:
+    """What the command line says. Raises ConfigError."""
+    try:
+        return parse_listen(text)
+    except ValueError as why:
+        raise ConfigError(f"--listen: {why}") from None
 
 
 def command_serve(options: Any) -> int:
@@ -10090,10 +10064,7 @@ def command_dev(options: Any) -> int:
 
 def dev_config(listen: str, data: str) -> Config:
     """Raises ConfigError."""
-    try:
-        parse_listen(listen)
-    except ValueError as why:
-        raise ConfigError(f"--listen: {why}") from None
+    told_listen(listen)
     text = DEV_INI.format(listen=listen, data=os.path.abspath(data), **DEV_KEYS)
     return IniReader(text, "the command line", data).read()
 
@@ -10126,9 +10097,8 @@ def chosen_buckets(options: Any) -> Iterator[tuple[str, Store]]:
         try:
             store = buckets.open(name)
         except S3Error:
-            raise ConfigError(
-                f"there is no bucket {name!r}; `config` shows those there are"
-            ) from None
+            raise ConfigError(f"there is no bucket {name!r}; `config` shows those there are"
+                              ) from None
         if store.about() is not None:
             check_user(store.room)
             yield name, store
@@ -10233,7 +10203,7 @@ def command_manifest(options: Any) -> int:
         nonlocal code
         if os.path.basename(str(why.filename)) != LOST_AND_FOUND:
             code = 1
-            sys.stderr.write(f"s3mini: {why}\n")
+            warn(why)
 
     for _, store in chosen_buckets(options):
         deque(os.walk(store.root, onerror=tell), 0)  # a listing leaves those out
@@ -10291,7 +10261,7 @@ def command_undelete(options: Any) -> int:
                     store.bring_back(version)
             except (OSError, S3Error) as why:
                 failed += 1
-                sys.stderr.write(f"s3mini: {shown} does not come back: {why}\n")
+                warn(f"{shown} does not come back: {why}")
                 continue
             count += 1
             went = render_iso_date(int(version.gone))
@@ -10401,14 +10371,11 @@ def main(argv: Optional[list[str]] = None) -> int:
         code = int(options.run(options))
         sys.stdout.flush()
         return code
-    except ConfigError as why:
-        sys.stderr.write(f"s3mini: {why}\n")
-        return 2
     except BrokenPipeError:  # who read it has enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing at the exit either
         return 141
-    except OSError as why:
-        sys.stderr.write(f"s3mini: {why}\n")
+    except (ConfigError, OSError) as why:
+        warn(why)
         return 2
     except KeyboardInterrupt:
         return 130
