@@ -66,6 +66,7 @@ from array import array
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from email.utils import mktime_tz, parsedate_tz
 from typing import Any, Callable, NamedTuple, NoReturn, Optional, Protocol, Union
 from urllib.parse import quote, unquote_to_bytes
 
@@ -94,10 +95,10 @@ MAX_OBJECT = 5 * TIB  # bytes, a multipart object                              [
 MAX_PARTS = 10_000  # part numbers are 1..10,000                               [AWS: quotas]
 MIN_PART = 5 * MIB  # bytes, every part but the last                           [AWS: quotas]
 MAX_DOCUMENT = 2 * MIB  # bytes, an XML request body: 10,000 parts, 1,000 keys [ours]
-MAX_CORS = 64 * KIB  # bytes, a CORS configuration                       [AWS: PutBucketCors]
-MAX_CORS_HEADERS = 100  # that a page asks for                                 [ours]
-MAX_ELEMENTS = 120_000  # of such a document: 10,000 parts of up to 10 each     [ours]
+MAX_ELEMENTS = 120_000  # of such a document: 10,000 parts of up to 10 each    [ours]
 MAX_DEPTH = 16  # nested XML elements                                          [ours]
+MAX_CORS = 64 * KIB  # bytes, a CORS configuration                     [AWS: PutBucketCors]
+MAX_CORS_HEADERS = 100  # that a page asks for                                 [ours]
 MAX_KEYS = 1000  # names on one page of a listing, keys in one DeleteObjects   [AWS]
 MAX_SIDECAR = 8 * MIB  # bytes, a sidecar: two entries of 10,000 parts         [ours]
 MAX_FORM = 20 * KIB  # bytes, fields of a POST form before the file            [AWS: POST]
@@ -1005,8 +1006,6 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 
 def parse_http_date(value: str) -> Optional[float]:
     """Seconds since 1970 of "Sun, 06 Nov 1994 08:49:37 GMT" and its old forms, or None."""
-    from email.utils import mktime_tz, parsedate_tz
-
     try:
         fields = parsedate_tz(value)
         seconds = mktime_tz(fields) if fields else None
@@ -3579,10 +3578,10 @@ def access_denied(why: OSError) -> Exception:
     return why
 
 
-def open_regular(folder: Folder, name: str, own: bool = True) -> Optional[Place]:
+def open_regular(folder: Folder, name: str) -> Optional[Place]:
     """The file open for reading, or None when there is no regular file of that name.
 
-    With `own` the folder is closed when an error goes up. Raises AccessDenied, OSError.
+    Raises AccessDenied, OSError.
     """
     try:
         fd = folder.open_file(name)
@@ -3591,8 +3590,6 @@ def open_regular(folder: Folder, name: str, own: bool = True) -> Optional[Place]
     except OSError as why:
         if why.errno in (*LINK_ERRORS, errno.ENXIO) or os.name == "nt" and is_folder(folder, name):
             return None
-        if own:
-            folder.close()
         raise access_denied(why) from None
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return Place(folder, name, fd)
@@ -4623,10 +4620,11 @@ class Store:
         """The data file at its natural or its escaped name. Raises NoSuchKey, AccessDenied."""
         try:
             folder = self.folder(names[:-1])
-            for name in (names[-1], names[-1] + "%"):
-                place = open_regular(folder, name)
-                if place:
-                    return place
+            with on_error(folder.close):
+                for name in (names[-1], names[-1] + "%"):
+                    place = open_regular(folder, name)
+                    if place:
+                        return place
             folder.close()
         except GONE:
             pass
@@ -4918,7 +4916,7 @@ class Store:
         if key is None:
             raise S3Error("InvalidRequest", "A file that is no object has the name of a folder.")
         with self.lock(key), self.folder(names[:-1]) as folder:
-            place = open_regular(folder, names[-1], own=False)
+            place = open_regular(folder, names[-1])
             if place:
                 os.close(place.fd)
                 sidecar = self.read_sidecar(place)
@@ -5251,7 +5249,7 @@ class Store:
                 if known.fits(folder.stat(name)):
                     return Place(folder, name, -1), known.entry
         for candidate in (name, name + "%"):
-            place = open_regular(folder, candidate, own=False)
+            place = open_regular(folder, candidate)
             if place:
                 break
         else:
@@ -5505,7 +5503,7 @@ class Store:
         sidecar that cannot be read is moved out of the way, for a human to look at.
         """
         with self._lock_to_look(key):
-            again = open_regular(place.folder, place.name, own=False)
+            again = open_regular(place.folder, place.name)
             if not again:
                 return ""
             with closing_fd(again.fd):
@@ -6084,7 +6082,7 @@ class Inspector:
 
     def _file(self, folder: Folder, names: tuple[str, ...]) -> Iterator[Finding]:
         key = key_of_names(list(names))
-        place = open_regular(folder, names[-1], own=False)
+        place = open_regular(folder, names[-1])
         if not place:
             return  # deleted meanwhile
         with closing_fd(place.fd):
