@@ -88,7 +88,7 @@ KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
 MAX_HEAD = 64 * KIB  # bytes, request line and all headers                     [ours; AWS: 8 KB]
 MAX_PAIRS = 1000  # names in a query                                           [ours; S3: a dozen]
 MAX_KEY = 1024  # bytes of UTF-8                                               [AWS: object keys]
-MAX_KEPT = 6 * KIB  # bytes of content-type, cache-control and the like       [AWS: 8 KB a head]
+MAX_KEPT = 6 * KIB  # bytes of content-type, cache-control and the like        [AWS: 8 KB a head]
 MAX_METADATA = 2 * KIB  # bytes, names and values of x-amz-meta-*              [AWS: PutObject]
 MAX_PUT = 5 * GIB  # bytes, one PutObject or one part                          [AWS: quotas]
 MAX_OBJECT = 5 * TIB  # bytes, a multipart object                              [AWS: quotas]
@@ -97,7 +97,7 @@ MIN_PART = 5 * MIB  # bytes, every part but the last                           [
 MAX_DOCUMENT = 2 * MIB  # bytes, an XML request body: 10,000 parts, 1,000 keys [ours]
 MAX_ELEMENTS = 120_000  # of such a document: 10,000 parts of up to 10 each    [ours]
 MAX_DEPTH = 16  # nested XML elements                                          [ours]
-MAX_CORS = 64 * KIB  # bytes, a CORS configuration                     [AWS: PutBucketCors]
+MAX_CORS = 64 * KIB  # bytes, a CORS configuration                             [AWS: PutBucketCors]
 MAX_CORS_HEADERS = 100  # that a page asks for                                 [ours]
 MAX_KEYS = 1000  # names on one page of a listing, keys in one DeleteObjects   [AWS]
 MAX_SIDECAR = 8 * MIB  # bytes, a sidecar: two entries of 10,000 parts         [ours]
@@ -106,14 +106,14 @@ MAX_TAGS = 10  # tags of an object                                             [
 MAX_BUCKET_TAGS = 50  # tags of a bucket                                       [AWS: tagging]
 
 PIECE = 256 * KIB  # bytes, one read of a body or a file                       [measured]
-HASH_AHEAD = 2  # pieces of a body that wait for the slowest hash               [measured]
+HASH_AHEAD = 2  # pieces of a body that wait for the slowest hash              [measured]
 FREE_BEHIND = 4 * MIB  # bytes of a file that is replaced, then it is freed later [measured]
-CLOSES_BEHIND = 8  # such files at a time; the next one's answer waits            [ours]
+CLOSES_BEHIND = 8  # such files at a time; the next one's answer waits         [ours]
 WRITE_AHEAD = 2 * MIB  # bytes of a body, then the disk begins to write them   [measured]
 SMALL = 64 * KIB  # bytes, a body sent in one write with its head              [measured]
-MIN_CHUNK = 8 * KIB  # bytes, every aws-chunked chunk but the last       [AWS: sigv4-streaming]
+MIN_CHUNK = 8 * KIB  # bytes, every aws-chunked chunk but the last            [AWS: sigv4-streaming]
 MAX_DATE = 40  # characters of an ISO date                                     [ours]
-MAX_LOGGED = 450  # characters of what a client chose, if each is to be escaped   [ours]
+MAX_LOGGED = 450  # characters of what a client chose, if each is to be escaped [ours]
 MAX_LINE = 4 * KIB  # bytes, a chunk's head or a trailer line                  [ours]
 
 CLOCK_SKEW = 15 * 60  # seconds between the client's clock and ours            [AWS: SigV4]
@@ -121,20 +121,20 @@ MAX_EXPIRES = 7 * 24 * 3600  # seconds, a presigned URL                        [
 
 HEAD_SECONDS = 15  # for a whole head, once its first byte is here             [ours]
 IDLE_SECONDS = 75  # for the next request on a kept connection                 [nginx's default]
-LINGER_SECONDS = 0.5  # a thread waits for it, before it gives the connection back  [ours]
-AHEAD_SECONDS = 0.001  # a worker with more connections leaves a new one to others  [ours]
-ACCEPTS_IN_ROW = 16  # connections, before others have their turn               [ours]
-ABREAST = 16  # connections in one round of receiving, answering, sending          [measured]
-QUICK_IN_ROW = 8  # quick requests a thread answers before it does              [ours]
+LINGER_SECONDS = 0.5  # a thread waits for it, before it gives the connection back [ours]
+AHEAD_SECONDS = 0.001  # a worker with more connections leaves a new one to others [ours]
+ACCEPTS_IN_ROW = 16  # connections, before others have their turn              [ours]
+ABREAST = 16  # connections in one round of receiving, answering, sending      [measured]
+QUICK_IN_ROW = 8  # quick requests a thread answers before it does             [ours]
 BODY_SECONDS = 30  # for the next bytes of a body, in or out                   [ours]
-MIN_RATE = KIB  # bytes a second, in all, of a body that takes longer             [ours]
+MIN_RATE = KIB  # bytes a second, in all, of a body that takes longer          [ours]
 DRAIN_BYTES = 16 * MIB  # of an unread body read before closing                [ours]
 DRAIN_SECONDS = 3  # in all, for the same                                      [ours]
 DRAIN_READS = 2000  # of an unread body in chunks                              [ours]
 FAKE_SECONDS = 1  # for requests in flight when a fake stops                   [ours]
 STOP_SECONDS = 30  # for requests in flight after SIGTERM                      [ours]
-PATIENCE_SECONDS = 5  # a slow answer starts with white space after this  [ours; AWS: Complete]
-TIDY_SECONDS = 3600  # between looks for uploads that nobody finished              [ours]
+PATIENCE_SECONDS = 5  # a slow answer starts with white space after this       [ours; AWS: Complete]
+TIDY_SECONDS = 3600  # between looks for uploads that nobody finished          [ours]
 OPEN_FILES = 65536  # descriptors of a process, where the system lets it       [ours]
 BACKLOG = 1024  # connections the kernel may hold for us                       [ours]
 
@@ -145,17 +145,17 @@ FAILURE_SECONDS = 2  # one more try after this                                 [
 MAX_ADDRESSES = 10_000  # whose failures are remembered                        [ours]
 ADOPT_BYTES = 64 * MIB  # a file put there by hand is hashed up to this        [ours]
 MAX_NAME = 241  # bytes of a file name: 255 less ".", "%" and ".s3mini.json"   [Linux: NAME_MAX]
-SECOND_LOOK_SECONDS = 1  # `check` looks again at what a writer may be at       [ours]
+SECOND_LOOK_SECONDS = 1  # `check` looks again at what a writer may be at      [ours]
 FOREVER = 100 * 365 * 24 * 3600  # seconds: versions of a bucket without a section [ours]
-AT_ONCE = 8  # commits of a bucket in one process; of more, one at a time works  [measured]
+AT_ONCE = 8  # commits of a bucket in one process; of more, one at a time works [measured]
 LOCKS = 256  # locks of a bucket                                               [ours]
 OPEN_LEVELS = 32  # folders, one in the other, that are held open at once      [ours]
 ROUNDS = 8  # attempts of a reader or writer that meets changing folders       [ours]
-MTIME_TICK = 0.05  # seconds within which a folder's mtime may miss a change     [Linux: 4 ms]
-AGAIN_AFTER = 10  # times as long as it takes, a changing folder is listed anew  [ours]
+MTIME_TICK = 0.05  # seconds within which a folder's mtime may miss a change   [Linux: 4 ms]
+AGAIN_AFTER = 10  # times as long as it takes, a changing folder is listed anew [ours]
 AT_A_GLANCE = 8  # names of a listing between looks whether the disk is read for them [ours]
-FETCHED = 256  # sidecars that are fetched ahead where it is                       [ours]
-FETCHERS = 4  # threads that fetch them                                       [measured]
+FETCHED = 256  # sidecars that are fetched ahead where it is                   [ours]
+FETCHERS = 4  # threads that fetch them                                        [measured]
 FEW_NAMES = 64  # a folder with fewer is read anew for each page               [ours]
 CACHED_NAMES = 64 * MIB  # of the names in folders that were listed            [ours]
 NAMES_COST = 600  # bytes that each of them takes besides its names            [measured]
@@ -163,7 +163,7 @@ CACHED_LISTED = 131_071  # objects, 55 bytes each; a prime: every other number i
 CACHED_STORES = 1024  # buckets made through the API, of which one knows       [ours]
 CACHED_ENTRIES = 4096  # sidecars kept in memory                               [ours]
 CACHED_CONTENTS = 2 * MIB  # of small objects kept in memory                   [ours]
-CONTENT_COST = 320  # bytes that each of them takes besides its own             [measured]
+CONTENT_COST = 320  # bytes that each of them takes besides its own            [measured]
 
 # ==================================================================================================
 # 2. Errors
@@ -2726,6 +2726,10 @@ def is_reserved(name: str) -> bool:
     return name in (".", "..") or lower == ROOM or is_sidecar(lower)
 
 
+def sidecar_of(name: str) -> str:
+    return f".{name}{SIDECAR}"
+
+
 def is_sidecar(name: str) -> bool:
     return name.startswith(".") and name.endswith(SIDECAR)
 
@@ -3564,11 +3568,11 @@ class Place(NamedTuple):
 
     folder: Folder
     name: str
-    fd: int
+    fd: int = -1
 
     @property
     def sidecar(self) -> str:
-        return f".{self.name}{SIDECAR}"
+        return sidecar_of(self.name)
 
 
 def access_denied(why: OSError) -> Exception:
@@ -4555,7 +4559,7 @@ class Store:
         return self._open_slowly(key)
 
     def recall(self, key: str) -> Optional[Found]:
-        """A small object from memory; None where it is not there, or not of this generation.
+        """A small object of which memory has at least the entry; None where it is another by now.
 
         Fast path: one system call and one for each folder, where opening and reading takes six.
         """
@@ -4923,7 +4927,7 @@ class Store:
                 if exists(folder, place.name + "%"):  # by hand: of the two S3 sees the first
                     raise S3Error("InvalidRequest", f"{key}% is in the way of a folder.")
                 if sidecar:
-                    self._write_sidecar(Place(folder, place.name + "%", -1), sidecar)
+                    self._write_sidecar(Place(folder, place.name + "%"), sidecar)
                 self.disk.rename(os.path.join(folder.path, place.name), folder, place.name + "%")
                 self.disk.sync_folder(folder)
                 self._drop(folder, place.sidecar)
@@ -5000,9 +5004,7 @@ class Store:
         os.stat(self.temp)  # else what is missing is a folder of ours
         return S3Error("OperationAborted", "Folders come and go under this key. Try again.")
 
-    def _commit_locked(
-        self, place: Place, staged: Staged, sidecar: Sidecar, charged: int
-    ) -> Entry:
+    def _commit_locked(self, place: Place, staged: Staged, sidecar: Sidecar, charged: int) -> Entry:
         """Keep the old version and count the bytes, where that is wanted; then replace."""
         old = sidecar.previous
         with self._turn:  # not before: the look may have had a large file to hash
@@ -5247,14 +5249,14 @@ class Store:
         if known:  # fast path: 60 us less of a PUT that replaces what this process knows
             with contextlib.suppress(FileNotFoundError):
                 if known.fits(folder.stat(name)):
-                    return Place(folder, name, -1), known.entry
+                    return Place(folder, name), known.entry
         for candidate in (name, name + "%"):
             place = open_regular(folder, candidate)
             if place:
                 break
         else:
             free = name + "%" if is_folder(folder, name) else name
-            return Place(folder, free, -1), None
+            return Place(folder, free), None
         try:
             info = os.fstat(place.fd)
             sidecar = self.read_sidecar(place)
@@ -5491,7 +5493,7 @@ class Store:
             with self.folder(names) as folder:
                 self.disk.sync_folder(folder)
                 for key, name in deleted:
-                    self.drop_orphan(key, Place(folder, name, -1))
+                    self.drop_orphan(key, Place(folder, name))
         except GONE:
             self._sync_nearest(names)  # somebody pruned the folder: that must be on disk
         self._prune(names)
@@ -5619,7 +5621,7 @@ class Store:
             found = self._listed.find(info, item.key)
             if found:
                 return found
-            data = self._sidecar_data(item.folder, f".{item.name}{SIDECAR}")
+            data = self._sidecar_data(item.folder, sidecar_of(item.name))
             found = listed_of(data, item.key, info)
             if found:
                 self._listed.add(info, item.key, found)
@@ -5632,7 +5634,7 @@ class Store:
         with contextlib.suppress(OSError, S3Error):  # the glance that comes will tell
             known, info = self._entries.get((self.root, key)), folder.stat(name)
             if not (known and known.fits(info) or self._listed.find(info, key)):
-                self._sidecar_data(folder, f".{name}{SIDECAR}")
+                self._sidecar_data(folder, sidecar_of(name))
 
     def peek(self, item: Item) -> Optional[Entry]:
         """The entry of a listed object, or None when it is gone by now.
@@ -5653,7 +5655,7 @@ class Store:
         try:
             try:
                 info = item.folder.stat(item.name)
-                entry = self._entry_of(Place(item.folder, item.name, -1), info, item.key)
+                entry = self._entry_of(Place(item.folder, item.name), info, item.key)
             except FileNotFoundError:  # it stepped aside, or its folder came anew
                 entry = None
             return entry or self.head(item.key)
@@ -5873,9 +5875,7 @@ class Store:
                 return entry
         return None
 
-    def _whole(
-        self, folder: Folder, parts: list[Part], chosen: list[Part]
-    ) -> Optional[Whole]:
+    def _whole(self, folder: Folder, parts: list[Part], chosen: list[Part]) -> Optional[Whole]:
         """The file in which the chosen parts lie as the object wants them, but for single ones.
 
         None where they do not, where it has other parts too, or while somebody writes to it. It is
@@ -5941,8 +5941,8 @@ class Finding(NamedTuple):
 
     kind: str  # one of FINDINGS
     name: str  # the key, or the path below the bucket's folder where there is no key
-    detail: str
-    mended: bool
+    detail: str = ""
+    mended: bool = False
 
 
 FINDINGS = {  # kind: what it means, and what --repair does
@@ -5965,7 +5965,7 @@ def broken(name: str, why: OSError) -> Finding:
     kind = "unreadable" if isinstance(why, PermissionError) else "broken"
     if kind == "broken" and why.errno not in BAD_DISK:
         raise why
-    return Finding(kind, name, str(why.strerror), False)
+    return Finding(kind, name, str(why.strerror))
 
 
 class Inspector:
@@ -6004,7 +6004,7 @@ class Inspector:
                     continue
                 except PermissionError:
                     if names != (LOST_AND_FOUND,):
-                        yield Finding("unreadable", "/".join(names), "", False)
+                        yield Finding("unreadable", "/".join(names))
                     continue
                 todo += [(*names, name) for name in below if names or name != ROOM]
                 yield from self._folder(folder, names, files, sidecars)
@@ -6031,7 +6031,7 @@ class Inspector:
             except FileNotFoundError:
                 pass  # it was too old by now
             except S3Error:
-                yield Finding("damaged", name, of, False)
+                yield Finding("damaged", name, of)
             except OSError as why:
                 yield broken(name, why)
 
@@ -6054,13 +6054,13 @@ class Inspector:
             except S3Error as why:
                 if why.code != "AccessDenied":
                     raise
-                yield Finding("unreadable", "/".join((*names, name)), "", False)
+                yield Finding("unreadable", "/".join((*names, name)))
             except OSError as why:
                 if not is_gone(folder, name):
                     yield broken("/".join((*names, name)), why)
             if name != "%" and name.endswith("%") and name[:-1] in files:
-                yield Finding("shadowed", "/".join((*names, name)), "", False)
-        for name in sorted(sidecars - {Place(folder, n, -1).sidecar for n in files}):
+                yield Finding("shadowed", "/".join((*names, name)))
+        for name in sorted(sidecars - set(map(sidecar_of, files))):
             try:
                 self._orphans.append((names, name, folder.stat(name)))
             except FileNotFoundError:
@@ -6077,7 +6077,7 @@ class Inspector:
         if is_there or folder.stat(name).st_ino != before.st_ino:
             return  # a PUT has just been there
         if self.repair and key is not None:
-            self.store.drop_orphan(key, Place(folder, data, -1))
+            self.store.drop_orphan(key, Place(folder, data))
         yield Finding("orphan", "/".join((*names, name)), "", self.repair and key is not None)
 
     def _file(self, folder: Folder, names: tuple[str, ...]) -> Iterator[Finding]:
@@ -6089,7 +6089,7 @@ class Inspector:
             info = os.fstat(place.fd)
             self.progress(1, info.st_size)
             if key is None or len(key.encode()) > MAX_KEY:
-                yield Finding("no-key", "/".join(names), "", False)
+                yield Finding("no-key", "/".join(names))
                 return
             sidecar = self.store.read_sidecar(place)
             entry = sidecar.fitting(info) if sidecar else None
@@ -6130,12 +6130,12 @@ class Inspector:
                 pass
             wrong = [a for a, v in body.checksums.items() if v != entry.checksums[a]]
         if wrong and entry.fits(os.stat(place.fd)):  # and it was not replaced in place meanwhile
-            yield Finding("damaged", key, ", ".join(wrong), False)
+            yield Finding("damaged", key, ", ".join(wrong))
 
     def _hash(self, place: Place, key: str, entry: Entry) -> Finding:
         """Give a large file that was put there by hand the MD5 and ETag of its content."""
         if not self.repair:
-            return Finding("unhashed", key, f"{entry.size} bytes", False)
+            return Finding("unhashed", key, f"{entry.size} bytes")
         md5, check = hash_file(place.fd, 0, entry.size), if_unchanged(entry, no_check)
         with contextlib.suppress(S3Error):  # replaced or deleted meanwhile: nothing to hash
             self.store.update(key, lambda old: old._replace(md5=md5, etag=md5), check)
@@ -6780,6 +6780,20 @@ def put_object(req: Request) -> Response:
                     {"etag": f'"{entry.etag}"', "content-length": "0", **checksum_headers(entry)})
 
 
+def append_object(req: Request, given: Entry, body: Body, offset: str) -> Response:
+    """PutObject with x-amz-write-offset-bytes: add to the end of what is there. [AWS: S3 Express]
+
+    Its metadata stay. Raises InvalidWriteOffset, PreconditionFailed, AccessDenied.
+    """
+    if not re.fullmatch("[0-9]{1,15}", offset):
+        raise S3Error("InvalidWriteOffset")
+    if int(offset) and "read" not in req.grants:  # the answer tells the MD5 of what is there
+        raise S3Error("AccessDenied")
+    entry = req.store.append(req.key, body, int(offset), given, req.check_write)
+    return Response(200, {"etag": f'"{entry.etag}"', "content-length": "0",
+                          "x-amz-object-size": str(entry.size), **checksum_headers(entry)})
+
+
 def with_body(entry: Entry, body: Body) -> Entry:
     """The entry with what reading the whole body told."""
     kind = "FULL_OBJECT" if body.checksums else ""
@@ -6957,9 +6971,7 @@ def copy_once(req: Request) -> Entry:
         return copy_bytes(req, found, given, asked, req.check_write)
 
 
-def copy_onto_itself(
-    req: Request, found: Found, given: Entry, asked: str, changes: bool
-) -> Entry:
+def copy_onto_itself(req: Request, found: Found, given: Entry, asked: str, changes: bool) -> Entry:
     """New metadata for an object whose bytes stay where they are.
 
     Raises InvalidRequest; OperationAborted when these are no longer the bytes that were found.
@@ -6999,6 +7011,32 @@ def copy_bytes(req: Request, found: Found, given: Entry, asked: str, check: Chec
         return with_body(given, body)
 
     return req.store.put(req.key, body, describe, check)
+
+
+def rename_object(req: Request) -> Response:
+    """RenameObject, without a copy: the source goes when the target is there. [AWS]
+
+    x-amz-rename-source is a key of the same bucket, with or without /BUCKET/ before it. Raises
+    NoSuchKey, PreconditionFailed, AccessDenied.
+    """
+    text = req.headers.get("x-amz-rename-source", "")
+    source = decode_escapes(text.removeprefix(f"/{req.bucket}/"))
+    check_key(source)
+    if not source or source == req.key:
+        raise S3Error("InvalidRequest", "x-amz-rename-source must name another object.")
+    check_delete_grant(req, source)
+
+    def check_source(old: Entry) -> None:
+        check_preconditions(req.headers, old.etag, old.modified, req.now, "x-amz-rename-source-")
+
+    def check(old: Optional[Entry]) -> None:
+        since = parse_http_date(req.headers.get("if-modified-since", ""))
+        if since is not None and (not old or old.modified <= since):
+            raise S3Error("PreconditionFailed", Condition="If-Modified-Since")
+        req.check_write(old)
+
+    req.store.rename(source, req.key, check_source, check)
+    return Response(200, {"content-length": "0"})
 
 
 def parse_algorithm(text: str) -> str:
@@ -7163,6 +7201,36 @@ def list_objects(req: Request) -> Response:
         ("Name", req.bucket), ("Prefix", asked.name(asked.prefix)), ("Marker", asked.name(marker)),
         ("NextMarker", asked.name(page.last) if more else None), ("MaxKeys", asked.limit),
         *asked.elements(page.is_truncated), *object_elements(page, asked.name, True)])
+
+
+def check_version_marker(version_id: str, key: str) -> None:
+    """Raises InvalidArgument. [AWS's answers in versitygw #2174, #1811]"""
+    if version_id and not key:
+        raise S3Error("InvalidArgument",
+                      "A version-id marker cannot be specified without a key marker.")
+    if version_id not in ("", "null") and not VERSION_ID.fullmatch(version_id):
+        raise S3Error("InvalidArgument", "Invalid version id specified",
+                      ArgumentName="version-id-marker", ArgumentValue=version_id)
+
+
+def list_object_versions(req: Request) -> Response:
+    """ListObjectVersions: every object is its only version, called null. Raises InvalidArgument.
+    [AWS]
+    """
+    asked = parse_asked(req)
+    marker, id_marker = req.query.get("key-marker", ""), req.query.get("version-id-marker", "")
+    check_version_marker(id_marker, marker)
+    page = asked.page(req.store, asked.behind(marker))
+    has_id = page.is_truncated and page.last not in page.prefixes[-1:]
+    only = [("VersionId", "null"), ("IsLatest", True)]
+    return xml_response("ListVersionsResult", [
+        ("Name", req.bucket), ("Prefix", asked.name(asked.prefix)),
+        ("KeyMarker", asked.name(marker)), ("VersionIdMarker", id_marker),
+        ("MaxKeys", asked.limit),
+        ("NextKeyMarker", asked.name(page.last) if page.is_truncated else None),
+        ("NextVersionIdMarker", "null" if has_id else None),
+        *asked.elements(page.is_truncated),
+        *object_elements(page, asked.name, True, "Version", only)])
 
 
 def encode_page(name: str, since: float) -> str:
@@ -7824,46 +7892,6 @@ def put_bucket_acl(req: Request) -> Response:
     return Response(200, {"content-length": "0"})
 
 
-def rename_object(req: Request) -> Response:
-    """RenameObject, without a copy: the source goes when the target is there. [AWS]
-
-    x-amz-rename-source is a key of the same bucket, with or without /BUCKET/ before it. Raises
-    NoSuchKey, PreconditionFailed, AccessDenied.
-    """
-    text = req.headers.get("x-amz-rename-source", "")
-    source = decode_escapes(text.removeprefix(f"/{req.bucket}/"))
-    check_key(source)
-    if not source or source == req.key:
-        raise S3Error("InvalidRequest", "x-amz-rename-source must name another object.")
-    check_delete_grant(req, source)
-
-    def check_source(old: Entry) -> None:
-        check_preconditions(req.headers, old.etag, old.modified, req.now, "x-amz-rename-source-")
-
-    def check(old: Optional[Entry]) -> None:
-        since = parse_http_date(req.headers.get("if-modified-since", ""))
-        if since is not None and (not old or old.modified <= since):
-            raise S3Error("PreconditionFailed", Condition="If-Modified-Since")
-        req.check_write(old)
-
-    req.store.rename(source, req.key, check_source, check)
-    return Response(200, {"content-length": "0"})
-
-
-def append_object(req: Request, given: Entry, body: Body, offset: str) -> Response:
-    """PutObject with x-amz-write-offset-bytes: add to the end of what is there. [AWS: S3 Express]
-
-    Its metadata stay. Raises InvalidWriteOffset, PreconditionFailed, AccessDenied.
-    """
-    if not re.fullmatch("[0-9]{1,15}", offset):
-        raise S3Error("InvalidWriteOffset")
-    if int(offset) and "read" not in req.grants:  # the answer tells the MD5 of what is there
-        raise S3Error("AccessDenied")
-    entry = req.store.append(req.key, body, int(offset), given, req.check_write)
-    return Response(200, {"etag": f'"{entry.etag}"', "content-length": "0",
-                          "x-amz-object-size": str(entry.size), **checksum_headers(entry)})
-
-
 # -- POST forms ----------------------------------------------------------------------------------
 
 
@@ -7981,34 +8009,7 @@ def called(operation: Operation, name: str) -> Operation:
     return operation
 
 
-def check_version_marker(version_id: str, key: str) -> None:
-    """Raises InvalidArgument. [AWS's answers in versitygw #2174, #1811]"""
-    if version_id and not key:
-        raise S3Error("InvalidArgument",
-                      "A version-id marker cannot be specified without a key marker.")
-    if version_id not in ("", "null") and not VERSION_ID.fullmatch(version_id):
-        raise S3Error("InvalidArgument", "Invalid version id specified",
-                      ArgumentName="version-id-marker", ArgumentValue=version_id)
-
-
-def list_object_versions(req: Request) -> Response:
-    """ListObjectVersions: every object is its only version, called null. Raises InvalidArgument.
-    [AWS]
-    """
-    asked = parse_asked(req)
-    marker, id_marker = req.query.get("key-marker", ""), req.query.get("version-id-marker", "")
-    check_version_marker(id_marker, marker)
-    page = asked.page(req.store, asked.behind(marker))
-    has_id = page.is_truncated and page.last not in page.prefixes[-1:]
-    only = [("VersionId", "null"), ("IsLatest", True)]
-    return xml_response("ListVersionsResult", [
-        ("Name", req.bucket), ("Prefix", asked.name(asked.prefix)),
-        ("KeyMarker", asked.name(marker)), ("VersionIdMarker", id_marker),
-        ("MaxKeys", asked.limit),
-        ("NextKeyMarker", asked.name(page.last) if page.is_truncated else None),
-        ("NextVersionIdMarker", "null" if has_id else None),
-        *asked.elements(page.is_truncated),
-        *object_elements(page, asked.name, True, "Version", only)])
+# -- what is set on a bucket --------------------------------------------------------------------
 
 
 def get_bucket_tagging(req: Request) -> Response:
