@@ -295,11 +295,11 @@ MODES = {  # what a key may do with its bucket; READ, WRITE, ... are the `needs`
 
 
 def parse_yes(text: str) -> bool:
-    words = {"yes": True, "true": True, "on": True, "1": True}
-    words.update({"no": False, "false": False, "off": False, "0": False})
-    if text.lower() not in words:
-        raise ValueError(f"{text!r} is neither yes nor no")
-    return words[text.lower()]
+    if text.lower() in ("yes", "true", "on", "1"):
+        return True
+    if text.lower() in ("no", "false", "off", "0"):
+        return False
+    raise ValueError(f"{text!r} is neither yes nor no")
 
 
 def parse_count(text: str) -> int:
@@ -1170,8 +1170,7 @@ class Markup(str):
 
 
 def element(tag: str, value: object) -> str:
-    """`value` is text, Markup, a number, a bool, None (left out), or a list of (tag, value) pairs.
-    """
+    """`value`: text, Markup, a number, a bool, None (left out), or a list of (tag, value) pairs."""
     if value is None:
         return ""
     if isinstance(value, list):
@@ -1672,8 +1671,7 @@ def parse_claimed(text: str) -> tuple[str, str, tuple[str, ...]]:
 
 
 def parse_signed_headers(text: str, code: str) -> tuple[str, ...]:
-    """Each once: the text that is hashed for a stranger's claim does not grow by it. Raises `code`.
-    """
+    """Each once: the text hashed for a stranger's claim does not grow by it. Raises `code`."""
     names = tuple(text.split(";"))
     if len(set(names)) < len(names):
         raise S3Error(code, "SignedHeaders names each header once.")
@@ -1730,9 +1728,8 @@ def parse_presigned(head: Head) -> tuple[Claim, int]:
     told -= {None, ""}
     if len(told) > 1:
         raise S3Error("InvalidRequest", "The URL and the header tell two X-Amz-Content-Sha256.")
-    payload = next(iter(told), None)
-    signature = query["X-Amz-Signature"]
-    claim = Claim(access_key, date, scope, names, signature, payload or UNSIGNED)
+    payload = next(iter(told), None) or UNSIGNED
+    claim = Claim(access_key, date, scope, names, query["X-Amz-Signature"], payload)
     return claim, int(expires)
 
 
@@ -3184,8 +3181,7 @@ class Disk:
         return f"{self._run}-{next(self._spares):x}"
 
     def create(self, path: str) -> int:
-        flags = CHANGE_FLAGS | os.O_CREAT | os.O_EXCL
-        return os.open(path, flags, 0o640)
+        return os.open(path, CHANGE_FLAGS | os.O_CREAT | os.O_EXCL, 0o640)
 
     def reserve(self, fd: int, size: int) -> None:
         """Room for a new, small file of our own: where the disk cannot, glibc writes zeros to it.
@@ -3363,8 +3359,7 @@ class Staged:
                 begun = body.size
 
     def seal(self, entry: Entry, mtime_ns: int) -> Entry:
-        """The file stamped, and on disk unless it is late; the entry with what the disk made of it.
-        """
+        """The file stamped, and on disk unless late; the entry with what the disk made of it."""
         self.disk.stamp(self.fd, self.path, mtime_ns)
         if not self.is_late:
             self.disk.sync(self.fd)
@@ -3442,8 +3437,7 @@ class Slot(Staged):
     """A part's place in the whole that its upload is to become, claimed by a file of its own."""
 
     def __init__(self, disk: Disk, fd: int, claim: str, offset: int, size: int):
-        """Raises OSError where the disk does not take so large a file, or no writes beside locks.
-        """
+        """Raises OSError where the disk takes no file so large, or no writes beside locks."""
         self.disk, self.fd, self.path = disk, fd, claim
         self.start, self.suffix = offset, f"@{offset}-{size}"
         os.lseek(fd, offset + size - 1, os.SEEK_SET)
@@ -3451,8 +3445,7 @@ class Slot(Staged):
         os.lseek(fd, offset, os.SEEK_SET)
 
     def rename(self, folder: Folder, name: str) -> None:
-        """An empty file says that the part is there. The claim stays: nobody else gets the place.
-        """
+        """An empty file says the part is there. The claim stays: nobody else gets the place."""
         os.close(self.disk.create(f"{folder.path}/{name}"))
         self.path = ""
 
@@ -3984,8 +3977,7 @@ class Level:
         if after.startswith(self.base):
             head, slash, _ = after[len(self.base) :].partition("/")
             wanted = (head + slash, "") if slash else (head, LAST)
-            at = bisect_left(self._rows, wanted)
-            self._at = max(self._at, at)
+            self._at = max(self._at, bisect_left(self._rows, wanted))
         elif after > self.base:
             self._at = self._count
 
@@ -4176,13 +4168,18 @@ def write_number(fd: int, number: int, line: int = 0) -> None:
     os.write(fd, b"%020d\n" % number)
 
 
-class JoinedReader:
-    """What is there and what comes behind it, as one body; the second verifies itself."""
+def with_body(entry: Entry, body: Body) -> Entry:
+    """The entry with what reading the whole body told."""
+    kind = "FULL_OBJECT" if body.checksums else ""
+    return entry._replace(size=body.size, etag=body.md5, md5=body.md5, checksums=body.checksums,
+                          checksum_type=kind)
 
-    def __init__(self, first: Optional[FileReader], size: int, second: Body):
+
+class JoinedReader:
+    """What is there and what comes behind it, as one source; the second verifies itself."""
+
+    def __init__(self, first: Optional[FileReader], second: Body):
         self._first, self._second = first, second
-        length = None if second.length is None else size + second.length
-        self.whole = Body(self, Promise(length=length))
 
     def read(self, size: int) -> bytes:
         data = self._first.read(size) if self._first else b""
@@ -4496,8 +4493,7 @@ class Store:
                 yield fd
 
     def charge(self, size: int, is_there: bool = False) -> None:
-        """Count bytes that come, or go. Raises QuotaExceeded, but not for what is there already.
-        """
+        """Count bytes that come, or go. Raises QuotaExceeded, but not for what is there already."""
         if not self.quota or not size:
             return
         with self._usage() as fd:
@@ -4692,8 +4688,7 @@ class Store:
         return entry
 
     def _folders_to(self, path: str) -> Optional[Way]:
-        """What Known keeps of the folders down to this one; None when one is not there, or a link.
-        """
+        """What Known keeps of the folders down to this one; None when one is gone, or a link."""
         found: list[tuple[str, int, int]] = []
         with contextlib.suppress(OSError):
             while len(path) > len(self.root):
@@ -5320,19 +5315,18 @@ class Store:
         try:
             if offset != (old.entry.size if old else 0):
                 raise S3Error("InvalidWriteOffset")
-            joined = JoinedReader(CheckedReader(old, 0, offset) if old else None, offset, body)
+            source = JoinedReader(CheckedReader(old, 0, offset) if old else None, body)
+            length = None if body.length is None else offset + body.length
+            whole = Body(source, Promise(length=length))
             kept = old.entry.checksums if old else [body.algorithm] if body.algorithm else []
             for algorithm in kept if not old or not old.entry.parts else ():
-                joined.whole.want(algorithm)
+                whole.want(algorithm)
 
             def describe() -> Entry:
-                whole = joined.whole
-                kind = "FULL_OBJECT" if whole.checksums else ""
-                return (old.entry if old else given)._replace(
-                    size=whole.size, etag=whole.md5, md5=whole.md5, modified=given.modified,
-                    parts=[], upload="", checksums=whole.checksums, checksum_type=kind)
+                entry = with_body(old.entry if old else given, whole)
+                return entry._replace(modified=given.modified, parts=[], upload="")
 
-            return self.put(key, joined.whole, describe, if_unchanged(old and old.entry, check))
+            return self.put(key, whole, describe, if_unchanged(old and old.entry, check))
         finally:
             if old:
                 os.close(old.fd)
@@ -6049,17 +6043,18 @@ class Inspector:
         self, folder: Folder, names: tuple[str, ...], files: set[str], sidecars: set[str]
     ) -> Iterator[Finding]:
         for name in sorted(files):
+            path = "/".join((*names, name))
             try:
                 yield from self._file(folder, (*names, name))
             except S3Error as why:
                 if why.code != "AccessDenied":
                     raise
-                yield Finding("unreadable", "/".join((*names, name)))
+                yield Finding("unreadable", path)
             except OSError as why:
                 if not is_gone(folder, name):
-                    yield broken("/".join((*names, name)), why)
+                    yield broken(path, why)
             if name != "%" and name.endswith("%") and name[:-1] in files:
-                yield Finding("shadowed", "/".join((*names, name)))
+                yield Finding("shadowed", path)
         for name in sorted(sidecars - set(map(sidecar_of, files))):
             try:
                 self._orphans.append((names, name, folder.stat(name)))
@@ -6244,8 +6239,7 @@ class Request(NamedTuple):
 
     @contextlib.contextmanager
     def hiding_what_is_there(self) -> Iterator[None]:
-        """Who may neither read nor list does not learn which keys there are. Raises AccessDenied.
-        """
+        """Who may neither read nor list does not learn what keys there are. Raises AccessDenied."""
         try:
             yield
         except S3Error as why:
@@ -6794,13 +6788,6 @@ def append_object(req: Request, given: Entry, body: Body, offset: str) -> Respon
                           "x-amz-object-size": str(entry.size), **checksum_headers(entry)})
 
 
-def with_body(entry: Entry, body: Body) -> Entry:
-    """The entry with what reading the whole body told."""
-    kind = "FULL_OBJECT" if body.checksums else ""
-    return entry._replace(size=body.size, etag=body.md5, md5=body.md5, checksums=body.checksums,
-                          checksum_type=kind)
-
-
 def delete_object(req: Request) -> Response:
     """DeleteObject: a success also when there is nothing to delete. [AWS: DeleteObject]
 
@@ -6840,7 +6827,7 @@ def delete_objects(req: Request) -> Response:
     refused = {i: why for i, item in enumerate(items) if (why := refuse_delete(req, item))}
     wanted: list[tuple[str, Check]] = [
         (item.key, functools.partial(check_delete, delete_conditions(item), item.key))
-              for i, item in enumerate(items) if i not in refused]
+        for i, item in enumerate(items) if i not in refused]
     done = iter(req.store.delete_many(wanted))
     results: Children = []
     for i, item in enumerate(items):
@@ -7389,11 +7376,9 @@ def complete_multipart_upload(req: Request) -> Response:
         return completed_before(req, items)
     check_whole_headers(req, upload)
 
-    def describe(parts: list[Part]) -> Entry:
-        return describe_joined(req, upload, parts)
-
     def work() -> Response:
         choose = functools.partial(choose_parts, upload, items)
+        describe = functools.partial(describe_joined, req, upload)
         try:
             entry = req.store.complete_upload(upload, choose, describe, req.check_write)
         except S3Error as why:
@@ -7763,8 +7748,8 @@ def get_object_attributes(req: Request) -> Response:
 
 def part_elements(req: Request, entry: Entry) -> Children:
     """A page of the parts of a multipart object. Raises InvalidArgument."""
-    limit, marker = (req.headers.get(n, d) for n, d in (("x-amz-max-parts", "1000"),
-                                                        ("x-amz-part-number-marker", "0")))
+    limit = req.headers.get("x-amz-max-parts", "1000")
+    marker = req.headers.get("x-amz-part-number-marker", "0")
     if not re.fullmatch("[0-9]{1,9}", limit) or not re.fullmatch("[0-9]{1,9}", marker):
         raise S3Error("InvalidArgument",
                       "x-amz-max-parts and x-amz-part-number-marker are numbers.")
@@ -9028,9 +9013,8 @@ class Connection:
         except Exception:  # noqa: BLE001 a bug: a 500 for the client, the traceback for the log
             import traceback
 
-            answer = Answer(Response(500), head.path, trouble=traceback.format_exc(),
-                            code="InternalError")
-            answer.response = error_response(S3Error("InternalError"), head.path, request_id)
+            answer = Answer(error_response(S3Error("InternalError"), head.path, request_id),
+                            head.path, "InternalError", traceback.format_exc())
         body = source if has_body else None
         if stream.waits or is_small(answer.response) and (not has_body or head.keeps_alive):
             return self.finish(head, body, answer, now, began)
@@ -9066,8 +9050,7 @@ class Connection:
         finally:
             if isinstance(answer.response.body, FileSpan):
                 answer.response.body.close()
-            if self.server.log or answer.troubles:
-                self.log(head, answer, now, began, sent)
+            self.log(head, answer, now, began, sent)
         if source and not keep:
             if self.stream.waits:
                 return self.linger()
@@ -9494,19 +9477,18 @@ class Server(http.server.ThreadingHTTPServer):
     def end_old(self) -> None:
         limit = time.monotonic() - IDLE_SECONDS
         while (first := next(iter(self._parked), None)) and first.since < limit:
-            self.unpark(first)
-            self.close(first)
+            self.close_parked(first)
 
-    def unpark(self, connection: Connection) -> None:
+    def close_parked(self, connection: Connection) -> None:
         del self._parked[connection]
         self._selector.unregister(connection.sock)
+        self.close(connection)
 
     def close_idle(self) -> bool:
         """End the connection that was idle for the longest time; whether there was one."""
         for connection in list(self._parked):
             if not connection.has_news():
-                self.unpark(connection)
-                self.close(connection)
+                self.close_parked(connection)
                 return True
         return any(c.end_idle() for c in list(self.connections) if not c.was_ended)
 
@@ -9586,8 +9568,7 @@ class Server(http.server.ThreadingHTTPServer):
             self.park(self._returned.popleft())
         self.give_turns(list(self._parked))  # the last: what has come is answered
         for connection in list(self._parked):
-            self.unpark(connection)
-            self.close(connection)
+            self.close_parked(connection)
         while self.connections and time.monotonic() < deadline:
             while self._returned:
                 self.close(self._returned.popleft())
@@ -9774,8 +9755,7 @@ class Master:
         self._finish()
 
     def _tidy(self) -> None:
-        """In a child, one at a time: it may take long, and neither signals nor workers wait for it.
-        """
+        """In a child, one at a time: it may take long, and no signal or worker waits for it."""
         self._tidier = self._tidier or self._fork(self._tidy_here)
 
     def _tidy_here(self) -> None:
@@ -10108,8 +10088,7 @@ def chosen_buckets(options: Any) -> Iterator[tuple[str, Store]]:
 
 
 def check_user(path: str) -> None:
-    """Raises ConfigError for root, where the server is another: it could not read what root writes.
-    """
+    """Raises ConfigError for root, where the server is another: it could not read root's files."""
     owner = os.stat(path).st_uid
     if not hasattr(os, "geteuid") or os.geteuid() or not owner:
         return
@@ -10187,8 +10166,7 @@ def print_finding(bucket: str, finding: Finding, as_json: bool) -> None:
 
 
 def on_terminal(text: str) -> str:
-    """A name that a client chose: nothing in it moves the cursor, sets a title or cannot be shown.
-    """
+    """A name a client chose: nothing in it moves the cursor, sets a title or cannot be shown."""
     text = "".join([c if c.isprintable() else c.encode("unicode_escape").decode() for c in text])
     coding = sys.stdout.encoding or "utf-8"
     return text.encode(coding, "backslashreplace").decode(coding)
