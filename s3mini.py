@@ -115,6 +115,7 @@ MIN_CHUNK = 8 * KIB  # bytes, every aws-chunked chunk but the last            [A
 MAX_DATE = 40  # characters of an ISO date                                     [ours]
 MAX_LOGGED = 450  # characters of what a client chose, if each is to be escaped [ours]
 MAX_LINE = 4 * KIB  # bytes, a chunk's head or a trailer line                  [ours]
+MAX_SHOWN = 20  # characters of a mistake in buckets.ini: longer ones may be a secret [ours]
 
 CLOCK_SKEW = 15 * 60  # seconds between the client's clock and ours            [AWS: SigV4]
 MAX_EXPIRES = 7 * 24 * 3600  # seconds, a presigned URL                        [AWS: SigV4 query]
@@ -556,7 +557,6 @@ def is_bucket_name(name: str) -> bool:
     return bool(BUCKET_NAME.fullmatch(name)) and not re.fullmatch(r"[0-9]+(\.[0-9]+){3}", name)
 
 
-MAX_SHOWN = 20  # characters: what is longer may be a secret in the wrong line
 LONG_VALUE = re.compile(rf"""(?s)^(['"]).{{{MAX_SHOWN + 1},}}\1 """)
 
 
@@ -1063,31 +1063,25 @@ def check_preconditions(
     `prefix` is "x-amz-copy-source-" for a copy, where NotModified is PreconditionFailed too.
     """
 
-    def fail(condition: str) -> NoReturn:
-        raise S3Error("PreconditionFailed", Condition=prefix + condition)
-
-    def unchanged(condition: str) -> NoReturn:
-        if prefix:
-            fail(condition)
-        raise S3Error("NotModified")
-
     def date(name: str) -> Optional[float]:  # a date that cannot be read is ignored
         return parse_http_date(headers[prefix + name]) if prefix + name in headers else None
 
     if prefix + "if-match" in headers:
-        if not etag_matches(headers[prefix + "if-match"], etag):
-            fail("If-Match")
+        name, holds = "If-Match", etag_matches(headers[prefix + "if-match"], etag)
     else:
         limit = date("if-unmodified-since")
-        if limit is not None and modified > limit:
-            fail("If-Unmodified-Since")
+        name, holds = "If-Unmodified-Since", limit is None or modified <= limit
+    if not holds:
+        raise S3Error("PreconditionFailed", Condition=prefix + name)
     if prefix + "if-none-match" in headers:
-        if etag_matches(headers[prefix + "if-none-match"], etag):
-            unchanged("If-None-Match")
+        name, is_same = "If-None-Match", etag_matches(headers[prefix + "if-none-match"], etag)
     else:
-        limit = date("if-modified-since")
-        if limit is not None and modified <= limit <= now:  # AWS ignores a later one [versitygw]
-            unchanged("If-Modified-Since")
+        limit = date("if-modified-since")  # AWS ignores one in the future [versitygw]
+        name, is_same = "If-Modified-Since", limit is not None and modified <= limit <= now
+    if is_same and prefix:
+        raise S3Error("PreconditionFailed", Condition=prefix + name)
+    if is_same:
+        raise S3Error("NotModified")
 
 
 class FileSpan:
@@ -2557,9 +2551,8 @@ class FormReader:
         """Raises PreconditionFailed, MalformedPOSTRequest."""
         match = re.search(r'(?i);\s*boundary=(?:"([^"]{1,70})"|([^\s;,"]{1,70}))', content_type)
         if not content_type.lower().startswith("multipart/form-data"):
-            raise S3Error("PreconditionFailed", "Bucket POST must be of the enclosure-type "
-                          "multipart/form-data", Condition="Bucket POST must be of the "
-                          "enclosure-type multipart/form-data")
+            condition = "Bucket POST must be of the enclosure-type multipart/form-data"
+            raise S3Error("PreconditionFailed", condition, Condition=condition)
         if not match:
             raise S3Error("MalformedPOSTRequest", "The form has no boundary.")
         self._source = source
@@ -5646,12 +5639,11 @@ class Store:
 
     def _peek(self, item: Item) -> Optional[Entry]:
         """Raises OSError."""
+        entry = None
         try:
-            try:
+            with contextlib.suppress(FileNotFoundError):  # it stepped aside, or its folder is new
                 info = item.folder.stat(item.name)
                 entry = self._entry_of(Place(item.folder, item.name), info, item.key)
-            except FileNotFoundError:  # it stepped aside, or its folder came anew
-                entry = None
             return entry or self.head(item.key)
         except S3Error as why:
             return self._unread(item) if why.code == "AccessDenied" else None
@@ -9442,10 +9434,10 @@ class Server(http.server.ThreadingHTTPServer):
             if state == GOES_ON:
                 going.append(connection)
             else:
-                self.end_turn(connection, state)
+                self.after_turn(connection, state)
         return going
 
-    def end_turn(self, connection: Connection, state: str) -> None:
+    def after_turn(self, connection: Connection, state: str) -> None:
         del self._parked[connection]
         if state == PARKED:
             connection.since = time.monotonic()
