@@ -4624,6 +4624,7 @@ class Store:
         except OSError as why:
             if why.errno not in LINK_ERRORS:
                 raise access_denied(why) from None
+        self._check_here()  # its disk went away: who mirrors it would delete what is not there
         raise S3Error("NoSuchKey", Key=key)
 
     def folder(self, names: Union[list[str], tuple[str, ...]]) -> Folder:
@@ -5565,7 +5566,7 @@ class Store:
         finally:
             for level in levels:
                 level.close()
-        self._check_here()  # its disk went away: who mirrors it would delete what was not listed
+        self._check_here()  # as in _open_data
 
     def _has_objects(self, folder: Folder, name: str) -> bool:
         """Whether anything lies below a folder; looks no further than the first.
@@ -8532,7 +8533,7 @@ class App:
         if not missing:  # before all checks: a page is to see why it is refused
             about = store.about()
             answer.rules = cors_rules(section, about)
-            if about is None:
+            if about is None and not key:  # objects are served as long as they are there
                 missing = S3Error("NoSuchBucket", BucketName=bucket)
         if call.address and has_claim(head):
             self.failures.check(call.address, call.now)

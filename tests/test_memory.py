@@ -130,7 +130,7 @@ NO = ("GET HEAD", False)
         ("media-key", "media", "", NONE, NO),
         ("media-key", "pages", "k", NONE, YES),  # who may not, but anybody may
         ("pages-key", "pages", "page", NONE, YES),
-        ("", "pages", "page", BROWSER, YES),
+        ("", "pages", "page", BROWSER, NO),  # it has tags: how many is not for strangers
         ("", "media", "images/a b/ä", BROWSER, YES),
         ("", "media", "k", BROWSER, NO),
         ("upload-key", "media", "k", NONE, NO),
