@@ -216,6 +216,25 @@ def test_chunks_that_are_wrong_are_refused(mode: str, name: str) -> None:
         assert code in (expected, INCOMPLETE if name.startswith("size too") else expected)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [1, 8192])
+def test_bytes_behind_the_end_are_found_in_a_packet_of_their_own(mode: str, size: int) -> None:
+    packets = [io.BytesIO(b"".join(encode([DATA], mode))), io.BytesIO(b"x" * size)]
+
+    class Packets:
+        def read(self, most: int) -> bytes:
+            return packets[0].read(most) or packets[1].read(most)
+
+    signed = signed_request(mode) if mode != UNSIGNED_TRAILER else None
+    reader = s3mini.AwsChunkedReader(Packets(), signed, mode != SIGNED)
+
+    def read_all() -> None:
+        while reader.read(100_000):
+            pass
+
+    assert INCOMPLETE == refusal(read_all)
+
+
 @pytest.mark.parametrize("mode", [SIGNED, SIGNED_TRAILER])
 @pytest.mark.parametrize(
     "name", ["dropped", "repeated", "unsigned", "upper case", "other seed", "last"]

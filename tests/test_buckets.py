@@ -525,6 +525,13 @@ def test_versions_are_listed_as_the_only_ones(s3: Client) -> None:
     assert [] == rest.elements("NextKeyMarker")
 
 
+@pytest.mark.parametrize(
+    "query", [{"version_id_marker": "null"}, {"key_marker": "a", "version_id_marker": "no id"}]
+)
+def test_a_version_marker_that_makes_no_sense_is_refused(s3: Client, query: dict[str, str]) -> None:
+    assert (400, "InvalidArgument") == outcome(s3.get(versions="", **query))
+
+
 # -- habits ----------------------------------------------------------------------------------------
 
 HABITS: list[tuple[str, str, str]] = [

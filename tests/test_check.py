@@ -499,6 +499,24 @@ def test_folders_that_are_pruned_meanwhile_do_not_stop_it(
     assert [] == inspect(store)
 
 
+def test_the_sidecar_of_an_object_on_its_way_is_no_orphan(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was one, and a PUT has put its own in its place: its data comes next."""
+    put(store, "k", b"content", "name")
+    Path(store.root, "k").unlink()
+    orphan = sidecar(Path(store.root, "k"))
+
+    def replace(_: float) -> None:
+        shutil.copy(orphan, store.temp + "/new")
+        os.replace(store.temp + "/new", orphan)
+
+    monkeypatch.setattr(s3mini.time, "sleep", replace)
+    assert [] == inspect(store)
+    monkeypatch.setattr(s3mini.time, "sleep", lambda _: None)
+    assert [("orphan", orphan.name)] == inspect(store)
+
+
 def test_a_version_that_is_kept_is_checked_too(store: s3mini.Store) -> None:
     store.keep = 3600
     for key in ("a", "b"):
@@ -543,6 +561,22 @@ def test_names_do_not_reach_the_terminal_raw(server: Server, bucket: str, folder
 
     assert "\x1b" not in done.out
     assert 2 == len(done.out.splitlines())
+
+
+def test_a_terminal_is_shown_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meter = s3mini.Meter(4 * s3mini.MIB)
+    meter.add(3, s3mini.MIB)
+    assert "" == capsys.readouterr().err
+
+    meter.on_terminal, meter._shown = True, -1000.0
+    monkeypatch.setattr(s3mini.time, "monotonic", lambda: meter.began + 30)
+    meter.add(1, s3mini.MIB)
+    meter.add(1, s3mini.MIB)  # not again within half a second
+    meter.close()
+    line = "[##########          ]  50%  4 files  0 MiB/s  0:30 left"
+    assert f"\r{line}\033[K\r\033[K" == capsys.readouterr().err
 
 
 def test_all_buckets_are_checked_when_none_is_named(

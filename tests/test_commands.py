@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Optional
@@ -346,6 +347,15 @@ def test_a_mistake_on_the_command_line_is_one_sentence(
     assert (1, []) == (program.said.count("\n"), [w for w in words if w not in program.said])
 
 
+def test_serve_tells_what_an_address_looks_like(start: Start, tmp_path: Path) -> None:
+    s3mini.write_first_ini(str(tmp_path / "my.ini"))
+    program = start("serve", "--config", "my.ini", "--listen", "9000")
+
+    assert (2, 1) == (program.end(0), program.said.count("\n"))
+    assert program.said.startswith("s3mini: --listen: ")
+    assert "127.0.0.1:9000" in program.said
+
+
 def test_a_port_in_use_is_one_sentence(start: Start, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         address = f"127.0.0.1:{busy.getsockname()[1]}"
@@ -496,6 +506,71 @@ def test_sockets_that_are_not_passed_are_opened(
 
     assert 1 == len(listeners)
     listeners[0].close()
+
+
+PASSES_A_SOCKET = (  # as systemd does: descriptor 3, and whom it is meant for
+    "import os, sys; os.dup2(int(sys.argv[2]), 3);"
+    "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid() + int(sys.argv[3])));"
+    "os.execv(sys.executable, [sys.executable, sys.argv[1] + '/s3mini.py', *sys.argv[4:]])"
+)
+
+
+@pytest.mark.parametrize("other", [0, 1])
+def test_a_socket_that_is_passed_is_served_by_whom_it_is_for(
+    start: Start, monkeypatch: pytest.MonkeyPatch, other: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        monkeypatch.setattr(subprocess, "Popen", partial(subprocess.Popen, close_fds=False))
+        passed.set_inheritable(True)
+        code = start(str(passed.fileno()), str(other), "dev", "--listen", "127.0.0.1:0",
+                     code=PASSES_A_SOCKET)  # fmt: skip
+        place = f"http://127.0.0.1:{passed.getsockname()[1]}\n"
+        said = code.read_until("listening on")
+
+    assert (other == 0) == said.endswith(place)
+
+
+@pytest.mark.parametrize("mark", ["", "@"])
+def test_systemd_is_told_what_it_is_about(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str
+) -> None:
+    """`mark` stands for the NUL of an abstract address. [sd_notify(3)]"""
+    address = f"{tmp_path}/notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.settimeout(PATIENCE)
+        told.bind("\0" + address if mark else address)
+        monkeypatch.setenv("NOTIFY_SOCKET", mark + address)
+        program = start("dev", "--listen", "127.0.0.1:0")
+        ready = told.recv(1000)
+        said = program.read_until("listening on")
+        assert 0 == program.end()
+        stopping = told.recv(1000)
+
+    url = said.split()[-1]
+    assert (f"READY=1\nSTATUS=serving {url}".encode(), b"STOPPING=1") == (ready, stopping)
+
+
+LIMITED = (
+    "import resource, s3mini; _, hard = resource.getrlimit(resource.RLIMIT_NOFILE);"
+    "resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard)); s3mini.raise_limit();"
+    "print(resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, s3mini.OPEN_FILES), hard))"
+)
+
+
+def test_a_server_may_open_more_files_than_a_shell_lets_it() -> None:
+    command = [sys.executable, "-c", LIMITED]
+    run = subprocess.run(command, cwd=PROGRAM.parent, capture_output=True, text=True, check=True)
+
+    assert "True\n" == run.stdout
+
+
+def test_ctrl_c_in_a_command_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(s3mini, "load_config", interrupt)
+
+    assert 130 == s3mini.main(["config"])
 
 
 def test_version_and_help(start: Start) -> None:
@@ -662,6 +737,15 @@ def test_temp_files_of_the_dead_are_removed_at_the_start(serve: Serve) -> None:
     server.start()
 
     assert not stray.exists()
+
+
+def test_a_temp_file_of_the_living_stays(tmp_path: Path) -> None:
+    """Another server on the same folder starts while a body is on its way."""
+    store, other = (s3mini.Store(str(tmp_path), s3mini.Disk(False)) for _ in range(2))
+    store.create()
+    with store.stage() as staged:
+        other.clean()
+        assert os.path.exists(staged.path)
 
 
 def test_the_log_has_a_line_for_each_request_and_no_secret(serve: Serve) -> None:

@@ -117,6 +117,10 @@ def test_a_star_is_every_origin_and_no_credentials(world: Server) -> None:
         assert "allow-credentials" not in told
 
 
+def test_an_origin_by_name_may_send_credentials(world: Server) -> None:
+    assert "true" == cors_of(preflight(world, "/media/k", APP))["allow-credentials"]
+
+
 @pytest.mark.parametrize("path", ["/media/k", "/media", "/media/", "/media/k?uploads", "/media?x"])
 def test_a_preflight_may_ask_for_any_place_of_the_bucket(world: Server, path: str) -> None:
     assert 200 == preflight(world, path, method="POST").status

@@ -16,6 +16,7 @@ import resource
 import shutil
 import subprocess
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -475,6 +476,14 @@ def test_a_missing_folder_of_ours_is_no_fault_of_the_clients(room: Room) -> None
         put_new(store)
 
 
+def test_a_missing_folder_of_ours_is_not_a_missing_bucket(serve: Serve) -> None:
+    server = serve()
+    s3 = server.client(bucket="media")
+    (server.data / "media" / Path(*TMP)).rmdir()
+
+    assert (500, "InternalError") == (s3.put("k", NEW).status, s3.put("k", NEW).error)
+
+
 @pytest.mark.parametrize("call", ["create", "write", "sync", "rename"])
 def test_a_put_that_fails_before_its_commit_changes_nothing_at_all(room: Room, call: str) -> None:
     """Nothing but the sidecar, which still describes the old content first of all."""
@@ -669,24 +678,115 @@ def test_a_delete_on_a_disk_that_fails_otherwise_keeps_the_object(room: Room) ->
     assert OLD_VERSION == read_object(store, "x/k")
 
 
+# -- descriptors, and what is on the disk before an answer -------------------------------------
+
+
+def test_no_operation_leaves_a_descriptor_open(room: Room) -> None:
+    store = room.fresh(s3mini.Disk(durable=False))
+    store.keep = 3600
+    before = open_descriptors()
+    put(store, "x/y", OLD, "old")
+    store.rename("x/y", "z/y", lambda _: None, s3mini.no_check)
+    store.append("z/y", body_of(NEW), len(OLD), entry_of(NEW, "new"), s3mini.no_check)
+    Path(store.root, "by hand").write_bytes(NEW)
+    store.open("by hand").close()
+    store.bring_back(next(store.versions()))
+    for upload in (UPLOAD, UPLOAD._replace(id="f" * 32)):
+        store.create_upload(upload)
+        for number in (1, 2, 1):
+            store.put_part(upload, number, body_of(OLD))
+    store.abort_upload(upload)
+    store.complete_upload(
+        UPLOAD, lambda parts: parts, lambda _: entry_of(NEW, "joined"), s3mini.no_check
+    )
+    store.delete("z/y", s3mini.no_check)
+    store.clean()
+
+    assert before == open_descriptors()
+
+
+def test_what_is_refused_leaves_no_descriptor_open(room: Room) -> None:
+    store = room.fresh(s3mini.Disk(durable=False))
+    place = Path(store.root, "x/k")
+    place.write_bytes(NEW)
+    with store.folder(["x"]) as folder, suppress(s3mini.NotQuickError):
+        found = s3mini.Place(folder, "k", -1)
+        before = open_descriptors()
+        assert "changed" == store.judge("x/k", found, repair=False)
+        with store.lock("x/k"):
+            s3mini.open_locked(store._lock_file(zlib.crc32(b"x/k") % s3mini.LOCKS), may_wait=False)
+    assert before - 1 == open_descriptors()
+
+
+def test_a_copy_that_is_refused_leaves_no_descriptor_open() -> None:
+    with s3mini.start("media") as fake:
+        s3 = Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key, "media")
+        s3.put("k", bytes(100_000))
+        source = {"x-amz-copy-source": "/media/k", "x-amz-copy-source-if-match": '"other"'}
+        assert [412] * 3 == [s3.put("copy", b"", source).status for _ in range(3)]
+        paths = [Path("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+        held = [os.readlink(path) for path in paths if os.path.lexists(path)]
+
+    assert f"{fake.data}/media/k" not in held
+
+
+class Watched(s3mini.Disk):
+    """Notes the calls that bring names to the disk, and those that take them away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, str]] = []
+
+    def sync_folder(self, folder: s3mini.Folder) -> None:
+        self.calls.append(("sync", folder.path))
+
+    def unlink(self, folder: s3mini.Folder, name: str) -> None:
+        super().unlink(folder, name)
+        self.calls.append(("unlink", f"{folder.path}/{name}"))
+
+
+def test_a_file_put_there_by_hand_is_deleted_for_good(tmp_path: Path) -> None:
+    """It has no sidecar that would have to go."""
+    store = s3mini.Store(str(tmp_path), Watched())
+    store.create()
+    Path(store.root, "x").mkdir()
+    Path(store.root, "x/k").write_bytes(OLD)
+    store.delete("x/k", s3mini.no_check)
+
+    gone = store.disk.calls.index(("unlink", f"{store.root}/x/k"))
+    assert ("sync", f"{store.root}/x") in store.disk.calls[gone:]
+
+
+def test_a_bucket_is_deleted_for_good(tmp_path: Path) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), Watched())
+    store.create()
+    store.destroy()
+
+    assert [("unlink", f"{store.room}/bucket.json"), ("sync", store.room)] == store.disk.calls[-2:]
+
+
+def test_the_names_that_a_killed_maker_of_a_bucket_left_are_on_the_disk(tmp_path: Path) -> None:
+    store = s3mini.Store(str(tmp_path / "data/media"), Watched())
+    for name in ("tmp", "uploads", "locks"):
+        Path(store.room, name).mkdir(parents=True)
+    store.create()
+
+    for name in ("data", "data/media", "data/media/.s3mini"):
+        assert ("sync", str(tmp_path / name)) in store.disk.calls[:-1]
+
+
 # -- folders above the buckets -----------------------------------------------------------------
 
 
 def test_the_names_of_new_folders_above_a_bucket_are_on_the_disk(tmp_path: Path) -> None:
-    synced: list[str] = []
-
-    class Watched(s3mini.Disk):
-        def sync_folder(self, folder: s3mini.Folder) -> None:
-            synced.append(folder.path)
-            super().sync_folder(folder)
-
     config = s3mini.dev_config("127.0.0.1:0", str(tmp_path / "srv" / "new" / "data"))
-    buckets = s3mini.Buckets(config, Watched())
+    disk = Watched()
+    buckets = s3mini.Buckets(config, disk)
     buckets.prepare()
 
-    assert synced == [str(tmp_path / name) for name in ("", "srv", "srv/new")]
+    assert disk.calls == [("sync", str(tmp_path / name)) for name in ("", "srv", "srv/new")]
     buckets.create("media", "s3mini")
-    assert str(tmp_path / "srv" / "new" / "data" / "media" / ".s3mini") in synced
+    assert ("sync", str(tmp_path / "srv" / "new" / "data" / "media" / ".s3mini")) in disk.calls
 
 
 # -- the real program, real trouble ------------------------------------------------------------
@@ -943,6 +1043,8 @@ def test_errors_of_the_disk_have_their_s3_codes() -> None:
         errno.EFBIG: "InsufficientStorage",
         errno.EMFILE: "ServiceUnavailable",
         errno.ENFILE: "ServiceUnavailable",
+        errno.ENOMEM: "ServiceUnavailable",
+        errno.ENAMETOOLONG: "KeyTooLongError",
         errno.EIO: "InternalError",
     }
 

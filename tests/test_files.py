@@ -585,6 +585,13 @@ def test_names_that_are_not_utf8_do_no_harm(s3: Client, folder: Path) -> None:
     assert b"x" == s3.get("good").body
 
 
+def test_a_name_that_is_not_utf8_does_no_harm_beside_plain_ones(s3: Client, folder: Path) -> None:
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.txt")).write_bytes(b"x")
+    s3.put("good", b"x")
+
+    assert ["good"] == listed(s3)
+
+
 def test_a_folder_is_served_in_place(serve: Serve, tmp_path: Path) -> None:
     own = tmp_path / "srv"
     by_hand(own / "site/index.html", b"<h1>hi</h1>")
@@ -773,6 +780,72 @@ def test_an_adopted_file_steps_aside_too(s3: Client, folder: Path) -> None:
     assert md5(b"by hand") == s3.head("a").etag
 
 
+def test_a_file_that_is_no_object_does_not_step_aside(s3: Client, folder: Path) -> None:
+    """It has the name of a folder in which too long a name goes on."""
+    in_the_way = folder / s3mini.names_of_key("L" * 300)[0]
+    in_the_way.write_bytes(b"by hand")
+    reply = s3.put("L" * 300, b"x")
+
+    assert (400, "InvalidRequest") == (reply.status, reply.error)
+    assert (b"by hand", []) == (in_the_way.read_bytes(), listed(s3))
+
+
+def test_a_bucket_restored_without_its_empty_folders_is_written_to(serve: Serve) -> None:
+    server = serve()
+    s3 = server.client("test-key", bucket="test-restored")
+    s3.put()
+    s3.put("k", b"old", {"x-amz-meta-a": "1"})
+    server.stop()
+    for name in ("tmp", "uploads", "locks"):
+        shutil.rmtree(server.data / "test-restored/.s3mini" / name)
+    server.start()
+    s3 = server.client("test-key", bucket="test-restored")
+
+    assert "1" == s3.get("k").headers["x-amz-meta-a"]
+    assert [200, 200] == [s3.put("k", b"new").status, s3.post("k", query="uploads").status]
+    assert b"new" == s3.get("k").body
+    assert "could not be tidied" not in server.log
+
+
+class WholeSeconds(s3mini.Disk):
+    """A disk that rounds times: at once, or only when it writes them."""
+
+    def __init__(self, at_once: bool) -> None:
+        super().__init__(durable=True)
+        self.at_once = at_once
+
+    def stamp(self, fd: int, path: str, mtime_ns: int) -> None:
+        super().stamp(fd, path, mtime_ns // 10**9 * 10**9 if self.at_once else mtime_ns)
+
+    def sync(self, fd: int) -> None:
+        mtime_ns = os.fstat(fd).st_mtime_ns // 10**9 * 10**9
+        os.utime(fd, ns=(mtime_ns, mtime_ns))
+
+    def keeps_order(self, path: str) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_disk_of_whole_seconds_tells_generations_apart(tmp_path: Path, at_once: bool) -> None:
+    store = s3mini.Store(str(tmp_path), WholeSeconds(at_once))
+    store.create()
+    for name in ("first", "second", "third"):
+        put(store, "k", b"bytes", name)
+        assert name == store.head("k").metadata["name"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_disk_of_whole_seconds_tells_a_change_of_metadata(tmp_path: Path, at_once: bool) -> None:
+    store = s3mini.Store(str(tmp_path), WholeSeconds(at_once))
+    store.create()
+    put(store, "k", b"bytes", "new")
+    for name in ("first", "second", "third"):
+        before = (tmp_path / "k").stat().st_mtime_ns
+        store.update("k", lambda old, name=name: old._replace(tags={"n": name}), s3mini.no_check)
+        assert ({"n": name}, "new") == (store.head("k").tags, store.head("k").metadata["name"])
+        assert before < (tmp_path / "k").stat().st_mtime_ns
+
+
 # -- links, pipes ----------------------------------------------------------------------------------
 
 
@@ -914,6 +987,17 @@ def test_a_folder_that_became_a_link_is_not_followed(
 
     assert [404, 404] == [reply.status for reply in replies]
     assert (outside / "moved/b/k").exists()
+
+
+def test_a_file_that_became_a_link_is_not_followed(s3: Client, folder: Path, outside: Path) -> None:
+    s3.put("k", b"x")
+    assert b"x" == hot(s3, "k")
+    os.rename(folder / "k", outside / "moved")
+    os.symlink(outside / "moved", folder / "k")
+
+    assert [404] * 8 == [ask("k").status for ask in (s3.get, s3.head) * 4]
+    s3.delete("k")
+    assert (outside / "moved").exists()
 
 
 def test_a_dangling_link_makes_nothing(s3: Client, folder: Path, outside: Path) -> None:

@@ -669,6 +669,8 @@ def test_bytes_that_are_no_text_are_refused(
     reply = send(server, form.bucket, encode({**signed, name: value}, b"content"))
 
     assert reply.status in (400, 403) or (name, value, reply.status) == ("key", "\x00", 204)
+    if value != "\x00":
+        assert (400, "MalformedPOSTRequest") == (reply.status, reply.error)
 
 
 BAD_POLICIES = [
@@ -772,6 +774,18 @@ def test_a_form_that_is_broken_is_refused(
     reply = send(server, bucket, body)
 
     assert (400, code) == (reply.status, reply.error)
+
+
+def test_a_field_that_has_the_boundary_in_it_is_refused(server: Server, form: Form) -> None:
+    fields = {"key": "k", "x-amz-meta-a": f"1\r\n--{BOUNDARY}2"}
+    reply = submit(server, replace(form, fields=fields))
+
+    assert (400, "MalformedPOSTRequest") == (reply.status, reply.error)
+
+
+def test_a_form_may_not_name_no_key(server: Server, form: Form) -> None:
+    refused(server, replace(form, fields={"key": ""}, conditions=({"key": ""},)), 400,
+            "InvalidArgument")  # fmt: skip
 
 
 def test_a_form_without_a_boundary_is_refused(server: Server, form: Form) -> None:

@@ -119,15 +119,18 @@ def test_what_fits_exactly_is_stored_and_one_byte_more_is_not(s3: Client) -> Non
     assert 200 == s3.put("empty", b"").status
 
 
-@pytest.mark.parametrize("way", ["put", "append"])
+@pytest.mark.parametrize("way", ["put", "append", "part"])
 def test_an_announced_length_is_refused_before_the_body_is_read(
     server: Server, s3: Client, way: str
 ) -> None:
     s3.put("large", b"x" * KIB)
     path, length = "/media/large", str(QUOTA + 1)
     more = {"x-amz-write-offset-bytes": str(KIB)} if way == "append" else {}
-    sending = s3.sign("PUT", path, [], {"expect": "100-continue", **more}, UNSIGNED)
+    upload = s3.post("large", query="uploads").element("UploadId")
+    query = [("partNumber", "1"), ("uploadId", upload)] if way == "part" else []
+    sending = s3.sign("PUT", path, query, {"expect": "100-continue", **more}, UNSIGNED)
     connection = http.client.HTTPConnection(server.address, timeout=20)
+    path += "?" + "&".join(f"{name}={value}" for name, value in query)
     connection.putrequest("PUT", path, skip_host=True, skip_accept_encoding=True)
     for name, value in {**sending, "content-length": length}.items():
         connection.putheader(name, value)

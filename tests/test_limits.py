@@ -60,6 +60,7 @@ class Raw:
             if not self._more():
                 assert self.buffer == b"", self.buffer
                 return None
+        assert self.buffer.startswith(b"HTTP/1.1 "), self.buffer[:100]
         head, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in lines)
@@ -115,6 +116,25 @@ def until(what: object) -> None:
     while not what():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+# -- answers without a body ------------------------------------------------------------------------
+
+
+def test_no_body_follows_what_has_none(raw: Raw, s3: Client) -> None:
+    """Else it would be taken for the beginning of the next answer."""
+    etag = s3.put("k", b"x").etag
+    s3.put("large", b"x" * 100_000)
+    unchanged = {"if-none-match": f'"{etag}"'}
+    for method, key, headers, status in (
+        ("HEAD", "k", {}, 200), ("HEAD", "large", {"if-match": "*"}, 200),
+        ("HEAD", "missing", {}, 404),
+        ("GET", "k", unchanged, 304), ("HEAD", "k", unchanged, 304), ("DELETE", "no", {}, 204),
+    ):  # fmt: skip
+        raw.send(request(s3, method, key, headers=headers))
+        assert status == must(raw.reply("HEAD")).status
+        raw.send(request(s3, "GET", "k"))
+        assert b"x" == must(raw.reply()).body
 
 
 # -- lengths ---------------------------------------------------------------------------------------
@@ -521,6 +541,29 @@ def test_nobody_is_invited_to_send_what_will_be_refused(
     assert b"" == raw.rest()
 
 
+@pytest.mark.parametrize("size", [1000, 1_000_000])
+def test_a_file_that_becomes_shorter_on_its_way_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Else the client would wait for the rest, or take the next answer for it."""
+    read_at, sendfile = s3mini.read_at, os.sendfile
+
+    def read(fd: int, size: int, offset: int) -> bytes:
+        return read_at(fd, size // 2, offset)
+
+    def send(out: int, fd: int, offset: int, size: int) -> int:
+        os.truncate(f"/proc/self/fd/{fd}", 100_000)
+        return sendfile(out, fd, offset, size)
+
+    with s3mini.start("media") as fake:
+        s3 = Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key, "media")
+        s3.put("k", b"x" * size)
+        monkeypatch.setattr(s3mini, "read_at", read)
+        monkeypatch.setattr(os, "sendfile", send)
+        with pytest.raises(http.client.IncompleteRead):
+            s3.get("k")
+
+
 # -- how many, how much ----------------------------------------------------------------------------
 
 
@@ -831,6 +874,7 @@ def test_ending_a_direction_takes_no_encryption_off(certificate: Path) -> None:
 def test_connections_that_never_shake_hands_make_room(serve: Serve, certificate: Path) -> None:
     tls = {"tls_cert": certificate / "server.pem", "tls_key": certificate / "server.key"}
     server = serve(INI, workers=1, max_connections=4, **tls)
+    assert server.endpoint.startswith("https://127.0.0.1:")
     client = replace(server.client(bucket="public"), cafile=str(certificate / "ca.pem"))
     context = ssl.create_default_context(cafile=str(certificate / "ca.pem"))
     with contextlib.ExitStack() as stack:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -14,12 +15,13 @@ import random
 import threading
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Callable
+from xml.etree import ElementTree
 
 import pytest
 from conftest import Server
@@ -61,13 +63,16 @@ def complete(
     **headers: str,
 ) -> Reply:
     """`parts` are (number, etag); `extra` goes into each <Part>."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return s3.post(key, complete_document(parts, extra), named, uploadId=upload)
+
+
+def complete_document(parts: Iterable[tuple[int, str]], extra: str = "") -> bytes:
     items = "".join(
         f"<Part><PartNumber>{n}</PartNumber><ETag>&quot;{etag}&quot;</ETag>{extra}</Part>"
         for n, etag in parts
     )
-    body = f"<CompleteMultipartUpload>{items}</CompleteMultipartUpload>".encode()
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return s3.post(key, body, named, uploadId=upload)
+    return f"<CompleteMultipartUpload>{items}</CompleteMultipartUpload>".encode()
 
 
 def complete_with_sums(
@@ -407,6 +412,7 @@ def test_part_numbers_go_from_1_to_10000(s3: Client, number: str) -> None:
     [
         ([2, 1], "InvalidPartOrder"),
         ([1, 1], "InvalidPartOrder"),
+        ([0, 1], "InvalidArgument"),
         ([1, 2, 3], "InvalidPart"),
         ([7], "InvalidPart"),
         ([], "MalformedXML"),
@@ -533,8 +539,22 @@ def test_complete_compares_the_size_it_is_told(s3: Client) -> None:
     upload = create(s3, "k")
     parts = [(1, send(s3, "k", upload, 1, b"12345").etag)]
 
-    assert "InvalidRequest" == complete(s3, "k", upload, parts, x_amz_mp_object_size="4").error
+    for size in ("4", "-5", "five", ""):
+        wrong = complete(s3, "k", upload, parts, x_amz_mp_object_size=size)
+        assert (400, "InvalidRequest") == (wrong.status, wrong.error)
     assert 200 == complete(s3, "k", upload, parts, x_amz_mp_object_size="5").status
+
+
+def test_an_object_of_parts_has_its_largest_size_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3mini, "MAX_OBJECT", PART + 1)
+    upload = s3mini.Upload("0" * 32, "k", 0, entry_of(b"", "n"))
+    parts = [s3mini.Part(n, 0, "", "", size, "") for n, size in ((1, PART), (2, 1), (3, 2))]
+    items = [s3mini.PartItem(part.number, "", {}) for part in parts]
+
+    assert parts[:2] == s3mini.choose_parts(upload, items[:2], parts)
+    with pytest.raises(s3mini.S3Error) as caught:
+        s3mini.choose_parts(upload, items[::2], parts)
+    assert "EntityTooLarge" == caught.value.code
 
 
 # -- what is under way -----------------------------------------------------------------------------
@@ -649,6 +669,16 @@ def test_parts_may_be_copied_from_ranges_of_objects(s3: Client) -> None:
     assert all(reply.body.count(b"<CopyPartResult") == 1 for reply in replies)
     assert f'"{etag_of(pieces)}"' == reply.element("ETag")
     assert b"".join(pieces) == s3.get("k").body
+
+
+def test_a_copied_part_gets_the_checksum_that_was_announced(s3: Client) -> None:
+    s3.put("source", b"0123456789")
+    upload = create(s3, "k", x_amz_checksum_algorithm="CRC32", x_amz_checksum_type="FULL_OBJECT")
+    part = send_copy(s3, "k", upload, 1, "source", x_amz_copy_source_range="bytes=1-3")
+    reply = complete(s3, "k", upload, [(1, part.element("ETag").strip('"'))])
+
+    assert crc32(b"123") == part.element("ChecksumCRC32")
+    assert crc32(b"123") == reply.element("ChecksumCRC32")
 
 
 @pytest.mark.parametrize(
@@ -801,6 +831,18 @@ def test_a_part_that_comes_while_the_object_is_made_does_not_get_into_it(joined:
         assert "NoSuchUpload" == getattr(answer.exception(), "code", "")
     assert b"aaaabbbb" == made == Path(joined.store.root, "m").read_bytes()
     assert 8 == joined.disk.copied
+
+
+def test_what_has_a_second_name_is_not_written_to(joined: Joined, tmp_path: Path) -> None:
+    """A backup of links, as rsnapshot makes them."""
+    joined.put(1, b"aaaa")
+    os.link(joined.folder / s3mini.WHOLE, tmp_path / "backup")
+    joined.put(2, b"bbbb")
+
+    assert [0, -1] == [part.offset for part in joined.store.parts(joined.upload)]
+    assert b"aaaa" == (tmp_path / "backup").read_bytes()
+    os.unlink(tmp_path / "backup")
+    assert b"aaaabbbb" == joined.complete(1, 2)
 
 
 @pytest.mark.parametrize("quota", [0, 10**6])
@@ -977,6 +1019,65 @@ def test_a_disk_that_tells_no_size_gives_places(
 
     assert b"aaaabbbb" == joined.complete(1, 2)
     assert 0 == joined.disk.copied
+
+
+# -- an answer that takes long ---------------------------------------------------------------------
+
+
+Slow = Callable[[list[tuple[int, str]]], tuple[int, bytes]]
+
+
+@pytest.fixture(params=[10, 11])
+def slow(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Client, Slow]]:
+    """A client, and slow(parts): the status and body of a Complete that outlasts our patience."""
+    goes_on, complete_upload = threading.Event(), s3mini.Store.complete_upload
+
+    def wait(*call: Any) -> Any:
+        assert goes_on.wait(20)
+        return complete_upload(*call)
+
+    monkeypatch.setattr(s3mini, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(s3mini.Store, "complete_upload", wait)
+    with s3mini.start("media") as fake:
+        s3 = Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key, "media")
+        upload = create(s3, "k")
+        send(s3, "k", upload, 1, b"content")
+
+        def ask(parts: list[tuple[int, str]]) -> tuple[int, bytes]:
+            body = complete_document(parts)
+            digest = hashlib.sha256(body).hexdigest()
+            signed = s3.sign("POST", "/media/k", [("uploadId", upload)], {}, digest)
+            connection = http.client.HTTPConnection(s3.address, timeout=20)
+            with contextlib.closing(connection):
+                connection._http_vsn = request.param  # type: ignore[attr-defined]
+                connection._http_vsn_str = f"HTTP/1.{request.param - 10}"  # type: ignore[attr-defined]
+                connection.request("POST", f"/media/k?uploadId={upload}", body, signed)
+                got = connection.getresponse()
+                begun = got.read(len(s3mini.XML_HEAD) + 3)
+                goes_on.set()
+                return got.status, begun + got.read()
+
+        yield s3, ask
+        goes_on.set()
+
+
+def test_a_complete_that_takes_long_sends_white_space_ahead(slow: tuple[Client, Slow]) -> None:
+    s3, ask = slow
+    status, body = ask([(1, hashlib.md5(b"content").hexdigest())])
+
+    assert (200, True) == (status, body.startswith(s3mini.XML_HEAD.encode() + b"   "))
+    assert f'"{etag_of([b"content"])}"' == Reply(status, {}, body).element("ETag")
+    assert ElementTree.fromstring(body).tag.endswith("CompleteMultipartUploadResult")
+    assert b"content" == s3.get("k").body
+
+
+def test_what_goes_wrong_with_it_is_told_by_the_document(slow: tuple[Client, Slow]) -> None:
+    s3, ask = slow
+    status, body = ask([(1, "0" * 32)])
+
+    assert (200, "InvalidPart") == (status, Reply(status, {}, body).error)
+    assert "Error" == ElementTree.fromstring(body).tag
+    assert 404 == s3.get("k").status
 
 
 # -- checksums -------------------------------------------------------------------------------------

@@ -306,9 +306,13 @@ def test_a_range_of_a_large_object_is_sent_from_its_middle(s3: Client) -> None:
 
 def test_if_range_gives_the_range_only_of_the_same_object(s3: Client) -> None:
     etag = s3.put("k", DIGITS).etag
+    date = s3.head("k").headers["last-modified"]
+    other = "Sun, 06 Nov 1994 08:49:37 GMT"
 
-    assert 206 == s3.get("k", {"range": "bytes=0-3", "if-range": f'"{etag}"'}).status
-    assert 200 == s3.get("k", {"range": "bytes=0-3", "if-range": '"other"'}).status
+    for condition in (f'"{etag}"', date):
+        assert 206 == s3.get("k", {"range": "bytes=0-3", "if-range": condition}).status
+    for condition in ('"other"', other, "nonsense"):
+        assert 200 == s3.get("k", {"range": "bytes=0-3", "if-range": condition}).status
 
 
 def test_part_1_of_an_object_put_at_once_is_all_of_it(s3: Client) -> None:
@@ -859,6 +863,8 @@ def test_if_match_on_a_key_that_is_not_there_is_404(s3: Client) -> None:
     put = s3.put("k", b"1", {"if-match": f'"{md5(b"")}"'})
 
     assert (404, "NoSuchKey") == (put.status, put.error)
+    for key in ("k", "no/folder/k"):
+        assert "NoSuchKey" == s3.delete(key, {"if-match": '"other"'}).error
 
 
 def test_delete_if_match(s3: Client) -> None:
@@ -1212,6 +1218,15 @@ def test_what_is_damaged_is_not_copied(server: Server, s3: Client, damaged: str)
     assert 404 == s3.head("bad").status
 
 
+def test_what_is_over_5_gib_is_copied_in_parts_only(server: Server, s3: Client) -> None:
+    with (server.data / s3.bucket / "large").open("wb") as file:
+        file.truncate(5 * 1024**3 + 1)
+    reply = copy(s3, "large", "k")
+
+    assert (400, "InvalidRequest") == (reply.status, reply.error)
+    assert 404 == s3.head("k").status
+
+
 # -- DeleteObjects ---------------------------------------------------------------------------------
 
 
@@ -1387,6 +1402,15 @@ def test_an_error_is_a_document(s3: Client) -> None:
     assert ("NoSuchKey", "The specified key does not exist.") == (got.error, got.element("Message"))
     assert f"/{s3.bucket}/some/key" == got.element("Resource")
     assert got.headers["x-amz-request-id"] == got.element("RequestId")
+
+
+def test_every_answer_has_its_date_and_server(s3: Client) -> None:
+    s3.put("k", DIGITS)
+    now = time.time()
+    for reply in (s3.get("k"), s3.head("k"), s3.get("missing"), s3("GET", target="/%")):
+        date = parsedate_to_datetime(reply.headers["date"])
+        assert abs(date.timestamp() - now) < 60
+        assert "s3mini" == reply.headers["server"]
 
 
 def test_every_answer_has_an_id_of_its_own(s3: Client) -> None:

@@ -11,6 +11,7 @@ import errno
 import io
 import itertools
 import os
+import shutil
 import threading
 import time
 import zlib
@@ -188,6 +189,88 @@ def is_locked(path: str) -> bool:
         except OSError:
             return True
     return False
+
+
+def lock_of(store: s3mini.Store, key: str) -> str:
+    return f"{store.room}/locks/{zlib.crc32(key.encode()) % s3mini.LOCKS:02x}"
+
+
+def test_an_object_steps_aside_under_its_own_lock(tmp_path: Path, meet: Meet) -> None:
+    store = s3mini.Store(str(tmp_path), s3mini.Disk(False))
+    store.create()
+    put_object(store, "a", b"x", "x")
+    locked = meet(s3mini.Disk, "rename", lambda: is_locked(lock_of(store, "a")))
+    put_object(store, "a/b", b"y", "y")
+
+    assert [True] == locked
+
+
+def test_a_lock_whose_file_was_replaced_is_taken_anew(tmp_path: Path, meet: Meet) -> None:
+    """By a restore, say: others have the lock of the new file by then."""
+    path = tmp_path / "lock"
+
+    def replace() -> None:
+        path.unlink()
+        path.touch()
+
+    meet(s3mini.Turns, "wait_for", replace)
+    fd = s3mini.open_locked(str(path))
+    assert s3mini.is_at(fd, str(path))
+    assert is_locked(str(path))
+    os.close(fd)
+
+
+CHANGES: dict[str, Callable[[s3mini.Store], object]] = {  # what they call under the lock
+    "rename": lambda store: put_object(store, "k", b"y", "y"),
+    "stamp": lambda store: store.update("k", lambda old: old, s3mini.no_check),
+    "unlink": lambda store: store.delete("k", s3mini.no_check),
+}
+
+
+@pytest.mark.parametrize("call", CHANGES)
+def test_a_change_is_made_under_its_objects_lock(tmp_path: Path, meet: Meet, call: str) -> None:
+    store = s3mini.Store(str(tmp_path), s3mini.Disk(False))
+    store.create()
+    put_object(store, "k", b"x", "x")
+    locked = meet(s3mini.Disk, call, lambda: is_locked(lock_of(store, "k")))
+    CHANGES[call](store)
+
+    assert [True] == locked
+
+
+def test_an_orphan_goes_under_its_objects_lock(tmp_path: Path, meet: Meet) -> None:
+    """A PUT has its sidecar in place before its data."""
+    store = s3mini.Store(str(tmp_path), s3mini.Disk())
+    store.create()
+    put_object(store, "k", b"x", "x")
+    os.unlink(tmp_path / "k")
+    locked = meet(s3mini.Disk, "unlink", lambda: is_locked(lock_of(store, "k")))
+    with store.folder([]) as folder:
+        store.drop_orphan("k", s3mini.Place(folder, "k", -1))
+
+    assert [True] == locked
+    assert not (tmp_path / ".k.s3mini.json").exists()
+
+
+@pytest.mark.parametrize("pruned", ["x/y", "x"])
+def test_a_delete_whose_folder_was_pruned_is_on_the_disk(
+    tmp_path: Path, meet: Meet, pruned: str
+) -> None:
+    """What took the folder away may not be there yet; nor, without it, what was in the folder."""
+    synced: list[str] = []
+
+    class Watched(s3mini.Disk):
+        def sync_folder(self, folder: s3mini.Folder) -> None:
+            synced.append(folder.path)
+
+    store = s3mini.Store(str(tmp_path), Watched())
+    store.create()
+    put_object(store, "x/y/k", b"x", "x")
+    meet(s3mini.Store, "_finish_delete", lambda: shutil.rmtree(tmp_path / pruned))
+    synced.clear()
+    store.delete("x/y/k", s3mini.no_check)
+
+    assert [str((tmp_path / pruned).parent)] == synced
 
 
 def test_a_bucket_that_is_removed_while_it_is_made_is_made(tmp_path: Path, meet: Meet) -> None:

@@ -498,7 +498,10 @@ def test_two_hashes_of_one_body_are_refused() -> None:
     same, other = (head_of("PUT", f"/b/k?{query}", {"Host": "x", "x-amz-content-sha256": payload})
                    for payload in ("UNSIGNED-PAYLOAD", "0" * 64))
 
+    alone = head_of("PUT", f"/b/k?{query.replace('UNSIGNED-PAYLOAD', '1' * 64)}", {"Host": "x"})
+
     assert "UNSIGNED-PAYLOAD" == s3mini.parse_presigned(same)[0].payload
+    assert "1" * 64 == s3mini.parse_presigned(alone)[0].payload
     with pytest.raises(s3mini.S3Error, match="two"):
         s3mini.parse_presigned(other)
 

@@ -409,19 +409,19 @@ def test_the_quota_counts_a_version_that_came_back_once(tmp_path: Path) -> None:
     assert 0 == store.held()
 
 
-@pytest.mark.parametrize("kind", ["whole", "in parts"])
+@pytest.mark.parametrize("kind", ["whole", "in parts", "cut short"])
 def test_a_damaged_version_stays_away_and_the_others_come_back(
     kept: Kept, s3: Client, kind: str
 ) -> None:
     for key in "abc":
-        made = s3.put(key, b"new") if kind == "whole" else overwrite_in_parts(s3, key)
+        made = overwrite_in_parts(s3, key) if kind == "in parts" else s3.put(key, b"new")
         assert 200 == made.status
     s3.put("b", b"later")
     s3.delete("a")
     s3.delete("c")
     for path in kept.versions():
         if json.loads(path.with_name(path.name + ".json").read_text())["key"] == "a":
-            flip(path, 1)
+            os.truncate(path, 2) if kind == "cut short" else flip(path, 1)
     for arguments, done in ((["--dry-run"], "could be brought back"), ([], "brought back")):
         code, out, err = kept.run(*arguments)
 
@@ -537,6 +537,18 @@ def test_a_stray_file_among_the_versions_does_no_harm(serve: Serve) -> None:
     assert 404 == s3.get("a").status
     kept.undelete()
     assert b"old" == s3.get("a").body
+
+
+@pytest.mark.parametrize("told", ["", "{}", "[]", '{"key": "a", "entry": {}}', "[" * 100_000])
+def test_a_version_of_which_nothing_is_known_hides_no_other(kept: Kept, told: str) -> None:
+    for key in ("a", "b"):
+        kept.s3.put(key, b"old")
+        kept.s3.delete(key)
+    damaged = kept.versions()[0]
+    damaged.with_name(damaged.name + ".json").write_text(told)
+
+    assert "1 brought back" == kept.undelete()[-1]
+    assert (404, b"old") == (kept.s3.get("a").status, kept.s3.get("b").body)
 
 
 def test_versions_are_no_objects(kept: Kept, s3: Client) -> None:
