@@ -77,6 +77,14 @@ except ImportError:  # Windows: the fake and dev run there, in one process
 else:
     HAS_FLOCK = True
 
+# A test that freezes time does so in each module that has the functions by name [freezegun]. What
+# we say and check has its time; we wait by one that goes on, and judge a disk's times by their own.
+if sys.platform == "win32":
+    monotonic, disk_time = functools.partial(time.monotonic), functools.partial(time.time)
+else:  # not frozen either where we are imported while time.monotonic is
+    monotonic = functools.partial(time.clock_gettime, time.CLOCK_MONOTONIC)
+    disk_time = functools.partial(time.clock_gettime, time.CLOCK_REALTIME)
+
 __version__ = "0.1"
 
 # ==================================================================================================
@@ -3823,7 +3831,7 @@ class NamesCache:
 
     def find(self, folder: Folder, is_root: bool, since: float) -> Optional[Names]:
         """The names now, or at `since` if it is told. None as scan_names has it. Raises OSError."""
-        now = time.time()  # before the look: what is acknowledged until then is seen
+        now, began = time.time(), disk_time()  # before the look: it sees what was acknowledged
         info = os.stat(folder.fd if folder.fd is not None else folder.path)
         known = self._known.get(folder.path)
         if known and known.ino == info.st_ino:
@@ -3834,7 +3842,7 @@ class NamesCache:
                 return known.names
         names = scan_names(folder, is_root)
         took = time.time() - now
-        settled = info.st_mtime_ns < (now - tick_of(info)) * 1e9
+        settled = info.st_mtime_ns < (began - tick_of(info)) * 1e9
         if names and len(names) >= FEW_NAMES:
             mtime_ns = info.st_mtime_ns if settled else 0
             self._add(folder.path, NamesOf(info.st_ino, mtime_ns, now, took, names))
@@ -4078,7 +4086,7 @@ class Contents:
         return self._known.get(generation_of(info))
 
     def add(self, info: os.stat_result, data: bytes) -> None:
-        if info.st_ctime_ns > (time.time() - tick_of(info)) * 1e9 or len(data) != info.st_size:
+        if info.st_ctime_ns > (disk_time() - tick_of(info)) * 1e9 or len(data) != info.st_size:
             return
         with self._lock:
             self._size += len(data) - len(self._known.pop(generation_of(info), b""))
@@ -4297,7 +4305,7 @@ class Store:
             info = os.stat(self._about_file)
             generation = (info.st_ino, info.st_mtime_ns, info.st_ctime_ns)
             if self._about[0] != generation:
-                now = time.time()  # before it is read
+                now = disk_time()  # before it is read
                 is_settled = info.st_ctime_ns < (now - tick_of(info)) * 1e9
                 with open(self._about_file, "rb") as file:
                     about = parse_about(file.read(MAX_DOCUMENT))
@@ -4419,7 +4427,7 @@ class Store:
     def _is_old(self, folder: Folder, name: str, age: float) -> bool:
         """Whether nothing was done to it for that many seconds."""
         try:
-            return folder.stat(name).st_mtime <= time.time() - age
+            return folder.stat(name).st_mtime <= disk_time() - age
         except FileNotFoundError:
             return False
 
@@ -4526,7 +4534,7 @@ class Store:
         """Whether `length` more bytes leave min_free. Raises InsufficientStorage."""
         if not self.min_free or not hasattr(os, "statvfs"):
             return
-        now = time.monotonic()
+        now = monotonic()
         if length + GIB < self._free and now < self._free_until:
             return  # plenty a moment ago: statvfs is not asked for each of many small writes
         info = os.statvfs(self.root)
@@ -8604,12 +8612,12 @@ class Pace:
     """Whether a body keeps moving: in all at MIN_RATE, after BODY_SECONDS."""
 
     def __init__(self) -> None:
-        self._began, self._bytes = time.monotonic(), 0
+        self._began, self._bytes = monotonic(), 0
 
     def keeps_up(self, size: int) -> bool:
         """With `size` more bytes."""
         self._bytes += size
-        seconds = time.monotonic() - self._began - BODY_SECONDS
+        seconds = monotonic() - self._began - BODY_SECONDS
         return seconds < 0 or self._bytes >= seconds * MIN_RATE
 
 
@@ -8776,9 +8784,9 @@ class Stream:
             if head:
                 return head
             if self.ahead:
-                deadline = deadline or time.monotonic() + HEAD_SECONDS
-                self.timeout(deadline - time.monotonic())
-                if time.monotonic() > deadline:
+                deadline = deadline or monotonic() + HEAD_SECONDS
+                self.timeout(deadline - monotonic())
+                if monotonic() > deadline:
                     raise S3Error("RequestTimeout")
             try:
                 data = self._receive(SMALL)
@@ -9129,12 +9137,12 @@ class Connection:
         """Read what is left of a body, if that is little. Whether its end was reached."""
         if self.stream.continue_due:
             return False  # the client waits for a word before it sends, and may not send at all
-        deadline, left = time.monotonic() + DRAIN_SECONDS, getattr(source, "left", limit)
+        deadline, left = monotonic() + DRAIN_SECONDS, getattr(source, "left", limit)
         if left > limit:
             return False
         try:
             for _ in range(limit if source is self.stream else DRAIN_READS):  # a chunk is a byte
-                remaining = deadline - time.monotonic()
+                remaining = deadline - monotonic()
                 if limit <= 0 or remaining <= 0:
                     break
                 if self.stream.waits:
@@ -9312,7 +9320,7 @@ class Server(http.server.ThreadingHTTPServer):
                     key.data()
             self.give_turns(came)
             self.end_old()
-            if self._accepts_at and time.monotonic() >= self._accepts_at:
+            if self._accepts_at and monotonic() >= self._accepts_at:
                 register(self.socket, data=self.accept_anyway)
                 self._accepts_at = 0.0
         if not self._accepts_at:
@@ -9333,7 +9341,7 @@ class Server(http.server.ThreadingHTTPServer):
         """Somebody wants to connect: whoever has the fewest connections is to have more."""
         if self.is_ahead:
             self._selector.unregister(self.socket)
-            self._accepts_at = time.monotonic() + AHEAD_SECONDS
+            self._accepts_at = monotonic() + AHEAD_SECONDS
         else:
             self.accept_now()
 
@@ -9396,7 +9404,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     def park(self, connection: Connection) -> None:
         connection.stream.waits = False
-        connection.since = time.monotonic()
+        connection.since = monotonic()
         try:
             self._selector.register(connection.sock, selectors.EVENT_READ, connection)
         except OSError:  # the kernel watches no more of them
@@ -9439,7 +9447,7 @@ class Server(http.server.ThreadingHTTPServer):
     def after_turn(self, connection: Connection, state: str) -> None:
         del self._parked[connection]
         if state == PARKED:
-            connection.since = time.monotonic()
+            connection.since = monotonic()
             self._parked[connection] = None  # at the end: it was idle for the shortest time
             return
         self._selector.unregister(connection.sock)
@@ -9463,10 +9471,10 @@ class Server(http.server.ThreadingHTTPServer):
         first = next(iter(self._parked), None)
         until = first.since + IDLE_SECONDS if first else 0.0
         until = self._accepts_at or until  # the sooner of the two
-        return max(0.0, until - time.monotonic()) if until else None
+        return max(0.0, until - monotonic()) if until else None
 
     def end_old(self) -> None:
-        limit = time.monotonic() - IDLE_SECONDS
+        limit = monotonic() - IDLE_SECONDS
         while (first := next(iter(self._parked), None)) and first.since < limit:
             self.close_parked(first)
 
@@ -9554,13 +9562,13 @@ class Server(http.server.ThreadingHTTPServer):
     def finish(self) -> None:
         """Close what is idle, wait for what is not; STOP_SECONDS in all."""
         self.stopping = True
-        deadline = time.monotonic() + self.stop_seconds
+        deadline = monotonic() + self.stop_seconds
         while self._returned:
             self.park(self._returned.popleft())
         self.give_turns(list(self._parked))  # the last: what has come is answered
         for connection in list(self._parked):
             self.close_parked(connection)
-        while self.connections and time.monotonic() < deadline:
+        while self.connections and monotonic() < deadline:
             while self._returned:
                 self.close(self._returned.popleft())
             for connection in list(self.connections):
@@ -9569,8 +9577,8 @@ class Server(http.server.ThreadingHTTPServer):
                 self._ended.wait(0.1)
         for connection in list(self.connections):  # who is too slow
             connection.stream.shutdown(socket.SHUT_RDWR)
-        deadline = time.monotonic() + 1
-        while self.connections and time.monotonic() < deadline:
+        deadline = monotonic() + 1
+        while self.connections and monotonic() < deadline:
             with self._ended:
                 self._ended.wait(0.1)
 
@@ -9735,14 +9743,14 @@ class Master:
             signal.signal(number, self._stop)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
-        next_tidy = time.monotonic() + TIDY_SECONDS
+        next_tidy = monotonic() + TIDY_SECONDS
         while not self.stopping:
             for slot in set(range(self.count)) - {slot for slot, _ in self.workers.values()}:
                 self._start(slot)
             self._wait(TIDY_SECONDS if len(self.workers) == self.count else 1)
-            if time.monotonic() > next_tidy:
+            if monotonic() > next_tidy:
                 self._tidy()
-                next_tidy = time.monotonic() + TIDY_SECONDS
+                next_tidy = monotonic() + TIDY_SECONDS
         self._finish()
 
     def _tidy(self) -> None:
@@ -9760,11 +9768,11 @@ class Master:
     def _finish(self) -> None:
         for sock in self.listeners:
             sock.close()
-        deadline = time.monotonic() + STOP_SECONDS + 5
+        deadline = monotonic() + STOP_SECONDS + 5
         self._signal(signal.SIGTERM)
         if self._tidier:
             os.kill(self._tidier, signal.SIGTERM)  # it is ours until it is waited for
-        while self.workers and time.monotonic() < deadline:
+        while self.workers and monotonic() < deadline:
             self._wait(1)
         self._signal(signal.SIGKILL)
 
@@ -9779,7 +9787,7 @@ class Master:
     def _start(self, slot: int) -> None:
         pid = self._fork(functools.partial(self._work, slot))
         if pid:
-            self.workers[pid] = slot, time.monotonic()
+            self.workers[pid] = slot, monotonic()
 
     def _work(self, slot: int) -> None:
         self.loads.slot = slot
@@ -9826,7 +9834,7 @@ class Master:
                 _, began = self.workers.pop(pid)
                 if not self.stopping:
                     warn(f"worker {pid} ended; starting another")
-                    time.sleep(1 if time.monotonic() - began < 1 else 0)
+                    time.sleep(1 if monotonic() - began < 1 else 0)
 
 
 # ==================================================================================================
@@ -10098,12 +10106,12 @@ class Meter:
 
     def __init__(self, total: int):
         self.files = self.bytes = 0
-        self.total, self.began, self._shown = total, time.monotonic(), 0.0
+        self.total, self.began, self._shown = total, monotonic(), 0.0
         self.on_terminal = sys.stderr.isatty()
 
     def add(self, files: int, size: int) -> None:
         self.files, self.bytes = self.files + files, self.bytes + size
-        now = time.monotonic()
+        now = monotonic()
         if self.on_terminal and now - self._shown > 0.5:
             self._shown = now
             sys.stderr.write(f"\r{self.line(now)}\033[K")

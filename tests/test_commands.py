@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
+import importlib.util
 import json
 import os
 import queue
@@ -19,7 +20,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import BuiltinFunctionType, SimpleNamespace
 from typing import Any, Callable, Optional
 
 import pytest
@@ -28,6 +29,7 @@ from signing_client import UNSIGNED, Client
 
 import s3mini
 
+LARGE = b"x" * 3_000_000  # what a thread answers, not the front
 PATIENCE = 30.0  # seconds for what takes a moment; a busy machine needs more
 
 # `python3 s3mini.py` alone serves on 127.0.0.1:9000, which two tests at once cannot; this is the
@@ -820,6 +822,10 @@ def test_the_log_has_milliseconds() -> None:
     assert "1994-11-06T08:49:37.999Z" == s3mini.render_log_time(784111777.9999)
 
 
+def client_of(fake: s3mini.Fake) -> Client:
+    return Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key, "media")
+
+
 def test_the_fake_serves_buckets_in_this_process() -> None:
     with s3mini.start("photos", "videos") as fake:
         client = Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key)
@@ -840,6 +846,88 @@ def test_two_fakes_do_not_know_each_other(tmp_path: Path) -> None:
         assert one.endpoint != two.endpoint
         assert b"1" == (Path(one.data) / "media/k").read_bytes()
     assert b"2" == (tmp_path / "media/k").read_bytes()
+
+
+FROZEN = 1_326_542_400  # 2012-01-14 12:00 UTC
+
+
+@contextlib.contextmanager
+def frozen_time(seconds: int) -> Iterator[list[int]]:
+    """Time stands still, as freezegun 1.5 has it; the list's number may be changed.
+
+    In all modules that have a function of it by name, and for all callers but those that come from
+    some few modules, of which threading is one, within five calls.
+    """
+    clock = [seconds]
+
+    def frozen(name: str, value: Callable[[int], Any]) -> tuple[Any, Callable[..., Any]]:
+        real = getattr(time, name)
+
+        def tell(*arguments: Any) -> Any:
+            frame, calls = sys._getframe(1), []
+            while frame and len(calls) < 5:
+                calls.append(frame.f_globals.get("__name__"))
+                frame = frame.f_back  # type: ignore[assignment]
+            return real(*arguments) if arguments or "threading" in calls else value(clock[0])
+
+        return real, tell
+
+    fakes = dict([frozen("time", float), frozen("monotonic", float), frozen("perf_counter", float),
+                  frozen("time_ns", lambda s: s * 10**9), frozen("gmtime", time.gmtime)])
+    with pytest.MonkeyPatch.context() as patch:
+        for module in [m for name, m in list(sys.modules.items()) if name not in USES_REAL_TIME]:
+            for name, value in list(vars(module).items()):
+                if isinstance(value, BuiltinFunctionType) and value in fakes:
+                    patch.setattr(module, name, fakes[value])
+        yield clock
+
+
+USES_REAL_TIME = {"threading", "queue"}  # and are not touched
+
+
+def test_a_fake_has_the_time_that_a_test_freezes() -> None:
+    """What waits in it does so by a clock that goes on."""
+    with s3mini.start("media") as fake:
+        client = client_of(fake)
+        assert 200 == client.put("before").status
+        with frozen_time(FROZEN) as clock:
+            statuses = [client.put("small", b"x").status, client.put("large", LARGE).status]
+            replies = [client.head(key) for key in ("small", "large")]
+            url = client.presign("GET", "small", expires=60)
+            statuses += [client.fetch(url).status]
+            clock[0] += 61
+            statuses += [client.fetch(url).status, client.put("small", b"y").status]
+            replies.append(client.head("small"))
+        statuses += [client.get("small").status, client.put("large", LARGE).status]
+
+    assert [200, 200, 200, 403, 200, 200, 200] == statuses
+    said = [reply.headers["last-modified"] for reply in replies]
+    assert ["Sat, 14 Jan 2012 12:00:00 GMT"] * 2 + ["Sat, 14 Jan 2012 12:01:01 GMT"] == said
+
+
+def test_a_fake_may_be_imported_while_time_stands_still() -> None:
+    spec = importlib.util.spec_from_file_location("s3mini_in_a_freeze", PROGRAM)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with frozen_time(FROZEN):
+        spec.loader.exec_module(module)
+        with module.start("media") as fake:
+            assert [200, 200] == [client_of(fake).put(key, LARGE).status for key in "ab"]
+    with module.start("media") as fake:
+        assert [200, 200] == [client_of(fake).put(key, LARGE).status for key in "ab"]
+
+
+def test_a_frozen_future_makes_no_change_on_the_disk_old(tmp_path: Path) -> None:
+    """Names that may change within the same tick of the disk's clock are not kept."""
+    for number in range(s3mini.FEW_NAMES):
+        (tmp_path / f"{number}").touch()
+    cache = s3mini.NamesCache()
+    with s3mini.Folder.open(str(tmp_path)) as folder, frozen_time(4_000_000_000):
+        (tmp_path / "last").touch()
+        cache.find(folder, False, 0)
+
+        assert [0] == [known.mtime_ns for known in cache._known.values()]
 
 
 FORKED = """
