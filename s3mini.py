@@ -10367,16 +10367,29 @@ def remove_own(path: str, pid: int) -> None:
         remove_tree(path)
 
 
+def end_own(server: Server, thread: threading.Thread, pid: int) -> None:
+    if os.getpid() != pid:
+        return
+    server.stop()
+    if thread is not threading.current_thread():  # the garbage collector runs in any,
+        thread.join(FAKE_SECONDS + 2)  # and in one that holds a lock for which the front waits
+        if not thread.is_alive():
+            server.server_close()
+
+
 class Fake:
-    """A server in this process for tests: `with s3mini.start("media") as s3: s3.endpoint`."""
+    """A server in this process for tests: `with s3mini.start("media") as s3: s3.endpoint`.
+
+    It ends with stop(), where nobody holds it any more, and with the process.
+    """
 
     def __init__(self, buckets: tuple[str, ...], data: str):
         import tempfile
 
-        self._pid = os.getpid()
         self.data = data or tempfile.mkdtemp(prefix="s3mini-")
         # Also where nobody stops it; but not at the end of a process that was forked from this one.
-        self._remove = weakref.finalize(self, remove_own, "" if data else self.data, self._pid)
+        # Of two finalizers the later is called first: nothing is stored in a folder that goes.
+        self._remove = weakref.finalize(self, remove_own, "" if data else self.data, os.getpid())
         config = dev_config("127.0.0.1:0", self.data)
         make_dev_buckets(config, list(buckets))
         listener = open_listener(config.listen[0])
@@ -10385,16 +10398,13 @@ class Fake:
         self._server = Server(App(config._replace(log="none"), Disk(False)), listener)
         self._server.stop_seconds = FAKE_SECONDS  # a test may not have read all of a body
         self._server.is_alone = True
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._server.run, daemon=True)
+        thread.start()
+        self._end = weakref.finalize(self, end_own, self._server, thread, os.getpid())
 
     def stop(self) -> None:
         """In a process that was forked from its own: nothing."""
-        if os.getpid() != self._pid:
-            return
-        self._server.stop()
-        self._thread.join()
-        self._server.server_close()
+        self._end()
         self._remove()
 
     def __enter__(self) -> Fake:

@@ -1018,6 +1018,39 @@ print(there, said, "there" if os.path.exists(fake.data) else "gone")
 """
 
 
+def test_a_fake_that_nobody_holds_ends() -> None:
+    threads = threading.active_count()
+    fake = s3mini.start()
+    data, url = fake.data, fake.endpoint.partition("//")[2]
+    del fake
+
+    host, _, port = url.partition(":")
+    assert refuses((host, int(port)))
+    assert not os.path.exists(data)
+    assert threading.active_count() <= threads
+
+
+def test_a_fake_that_nobody_stops_ends_before_its_folder_goes() -> None:
+    """What is stored meanwhile would stay in /tmp."""
+    command = [sys.executable, "-c", ENDS_WITHOUT_STOP]
+    done = subprocess.run(command, cwd=PROGRAM.parent, capture_output=True, text=True, timeout=60,
+                          check=False)
+
+    assert ("refused\n", "") == (done.stdout, done.stderr)
+
+
+ENDS_WITHOUT_STOP = """
+import socket, s3mini
+fake = s3mini.start("media")
+host, _, port = fake.endpoint.partition("//")[2].rpartition(":")
+def remove_tree(path, remove=s3mini.remove_tree):
+    with socket.socket() as sock:
+        print("refused" if sock.connect_ex((host, int(port))) else "accepted")
+    remove(path)
+s3mini.remove_tree = remove_tree
+"""
+
+
 def test_a_fake_that_stopped_is_gone() -> None:
     fake = s3mini.start()
     url = fake.endpoint.partition("//")[2]
