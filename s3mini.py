@@ -9536,6 +9536,8 @@ class Server(http.server.ThreadingHTTPServer):
                 self.close(connection)
 
     def close(self, connection: Connection) -> None:
+        if self.is_alone:  # a process forked from ours may hold it, and its end would not be seen
+            connection.stream.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(OSError):  # what is reset by the other side
             connection.sock.close()
         with self._ended:

@@ -1002,12 +1002,20 @@ if not os.fork():
     sys.exit()
 os.wait()
 there = os.path.exists(fake.data + "/media/.s3mini/bucket.json")
+host, _, port = fake.endpoint.partition("//")[2].rpartition(":")
+kept, ended = [socket.create_connection((host, int(port)), timeout=5) for _ in "12"]
+for sock in (kept, ended):
+    sock.sendall(b"GET /media/k HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+    sock.recv(9999)
 living = os.fork()
 if not living:
     time.sleep(60)
     os._exit(0)
+ended.sendall(b"GET /media/k HTTP/1.0\\r\\n\\r\\n")
+while ended.recv(9999):
+    pass
 fake.stop()
-host, _, port = fake.endpoint.partition("//")[2].rpartition(":")
+assert not kept.recv(9999)
 try:
     socket.create_connection((host, int(port)), timeout=5)
     said = "accepted"
