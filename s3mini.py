@@ -9880,7 +9880,6 @@ DEV_KEYS = {"access_key": "s3mini", "secret_key": "s3mini-secret"}
 DEV_INI = """\
 [SERVER]
 listen = {listen}
-data = {data}
 durability = none
 workers = 1
 min_free = 0
@@ -9947,12 +9946,17 @@ def raise_limit() -> None:
                 return
 
 
+def check_file_names() -> None:
+    """Raises ConfigError."""
+    if sys.getfilesystemencoding().lower().replace("-", "") != "utf8":
+        raise ConfigError("file names must be UTF-8 here; set PYTHONUTF8=1 or LANG=C.UTF-8")
+
+
 def run(config: Config, greeting: str = "") -> int:
     """Serve until told to end. Raises ConfigError."""
     warn_of_settings(config)
     raise_limit()
-    if sys.getfilesystemencoding().lower().replace("-", "") != "utf8":
-        raise ConfigError("file names must be UTF-8 here; set PYTHONUTF8=1 or LANG=C.UTF-8")
+    check_file_names()
     tls = tls_context(config) is not None
     listeners = open_listeners(config.listen)
     if hasattr(signal, "pthread_sigmask"):  # until the handlers are there, signals wait
@@ -10045,8 +10049,8 @@ def command_dev(options: Any) -> int:
 def dev_config(listen: str, data: str) -> Config:
     """Raises ConfigError."""
     told_listen(listen)
-    text = DEV_INI.format(listen=listen, data=os.path.abspath(data), **DEV_KEYS)
-    return IniReader(text, "the command line", data).read()
+    text = DEV_INI.format(listen=listen, **DEV_KEYS)
+    return IniReader(text, "the command line", data, os.path.abspath(data)).read()
 
 
 def make_dev_buckets(config: Config, names: list[str]) -> None:
@@ -10386,8 +10390,10 @@ class Fake:
     """
 
     def __init__(self, buckets: tuple[str, ...], data: str):
+        """Raises ConfigError, OSError."""
         import tempfile
 
+        check_file_names()
         self.data = data or tempfile.mkdtemp(prefix="s3mini-")
         # Also where nobody stops it; but not at the end of a process that was forked from this one.
         # Of two finalizers the later is called first: nothing is stored in a folder that goes.
@@ -10416,9 +10422,12 @@ class Fake:
         self.stop()
 
 
-def start(*buckets: str, data: str = "") -> Fake:
-    """Start a fake with these buckets; its objects lie in `data`, or in a folder of its own."""
-    return Fake(buckets or ("media",), data)
+def start(*buckets: str, data: Union[str, os.PathLike[str]] = "") -> Fake:
+    """Start a fake with these buckets; its objects lie in `data`, or in a folder of its own.
+
+    Raises ConfigError, OSError.
+    """
+    return Fake(buckets or ("media",), os.fspath(data))
 
 
 if __name__ == "__main__":

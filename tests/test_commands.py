@@ -837,6 +837,27 @@ def test_the_fake_serves_buckets_in_this_process() -> None:
     assert not Path(fake.data).exists()
 
 
+@pytest.mark.parametrize("name", ["trail ", "line\nfeed", "100%", "# no; comment", "'quoted'"])
+def test_a_fake_stores_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    with s3mini.start(data=tmp_path / name) as fake:
+        client_of(fake).put("k", b"x")
+
+    assert [name] == os.listdir(tmp_path)
+    assert b"x" == (tmp_path / name / "media/k").read_bytes()
+
+
+def test_a_fake_does_not_start_where_names_are_not_utf_8() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import s3mini\ntry: s3mini.start()\n"
+         "except s3mini.ConfigError as why: print(why)"],
+        cwd=PROGRAM.parent, capture_output=True, text=True, timeout=60, check=False,
+        env={"PATH": os.environ["PATH"], "LC_ALL": "POSIX", "PYTHONUTF8": "0",
+             "PYTHONCOERCECLOCALE": "0"},
+    )  # fmt: skip
+
+    assert (0, True) == (done.returncode, "file names must be UTF-8" in done.stdout), done.stderr
+
+
 def test_two_fakes_do_not_know_each_other(tmp_path: Path) -> None:
     with s3mini.start() as one, s3mini.start(data=str(tmp_path)) as two:
         for fake, content in ((one, b"1"), (two, b"2")):
