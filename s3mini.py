@@ -3222,7 +3222,7 @@ class Disk:
         POSIX_FADV_DONTNEED does it on Linux: it drops only pages that are clean. [mm/fadvise.c]
         A PUT of 16 MiB takes 0.8 of the time: the disk is at work while the rest arrives.
         """
-        if self.durable and hasattr(os, "posix_fadvise"):
+        if self.durable and sys.platform == "linux":
             with contextlib.suppress(OSError):  # it is only advice
                 os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
@@ -3311,7 +3311,7 @@ def copy_range(source: int, offset: int, length: int, fd: int) -> int:
     """Bytes copied to where fd is; copy_file_range lets the file system share the blocks."""
     if hasattr(os, "copy_file_range"):
         try:
-            return os.copy_file_range(source, fd, length, offset)
+            return int(os.copy_file_range(source, fd, length, offset))
         except OSError as why:
             if why.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
@@ -7057,12 +7057,12 @@ class Page:
 
 def disk_reads() -> int:
     """How often this thread has waited for a disk to read; 0 where nobody counts that."""
-    try:
+    count = 0
+    if sys.platform == "linux":
         import resource
 
-        return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
-    except (ImportError, AttributeError):
-        return 0
+        count = resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
+    return count
 
 
 def list_page(store: Store, prefix: str, delimiter: str, cursor: Cursor, limit: int) -> Page:
@@ -9987,9 +9987,8 @@ def worker_count(config: Config) -> int:
     """Processes that serve; one where there is no fork and flock, as on Windows."""
     if not HAS_FLOCK or not hasattr(os, "fork"):
         return 1
-    if hasattr(os, "sched_getaffinity"):
-        return config.workers or len(os.sched_getaffinity(0))
-    return config.workers or os.cpu_count() or 1
+    cores = getattr(os, "sched_getaffinity", None)  # not macOS
+    return config.workers or (len(cores(0)) if cores else os.cpu_count() or 1)
 
 
 def tidy_for_ever(config: Config) -> None:
