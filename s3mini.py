@@ -9211,11 +9211,6 @@ def hide_secrets(query_text: str) -> str:
     )
 
 
-def warn(sentence: object) -> None:
-    """Tell the operator."""
-    sys.stderr.write(f"s3mini: {sentence}\n")
-
-
 def text_log(fields: Mapping[str, object]) -> None:
     texts = [str(value) for value in fields.values()]
     line = " ".join(texts)
@@ -9232,10 +9227,24 @@ def json_log(fields: Mapping[str, object]) -> None:
     write_line(json.dumps(fields).encode())
 
 
-def write_line(line: bytes) -> None:
-    """One write for a line: the lines of several workers do not mix."""
+def write_line(line: bytes, fd: int = 2) -> None:
+    """One write for a line: the lines of several workers do not mix.
+
+    Never raises: where the log's disk is full, or its reader gone, the server goes on.
+    """
     with contextlib.suppress(OSError):
-        os.write(2, line + b"\n")
+        os.write(fd, line + b"\n")
+
+
+def say(text: str, fd: int = 2) -> None:
+    """A word to the operator, of one line or more. All that a running server says comes this way:
+    Python's own files raise, and keep what they could not write for the next time.
+    """
+    write_line(text.rstrip("\n").encode("utf-8", "backslashreplace"), fd)
+
+
+def warn(why: object) -> None:
+    say(f"s3mini: {why}")
 
 
 LOGS: dict[str, Optional[Callable[[Mapping[str, object]], None]]] = {
@@ -9436,7 +9445,7 @@ class Server(http.server.ThreadingHTTPServer):
             except Exception:  # noqa: BLE001 a bug: it ends this connection, not the front
                 import traceback
 
-                traceback.print_exc()
+                warn(traceback.format_exc())
                 state = ENDED
             if state == GOES_ON:
                 going.append(connection)
@@ -9819,7 +9828,7 @@ class Master:
         except BaseException:  # noqa: BLE001 a forked child must never return from here
             import traceback
 
-            traceback.print_exc()
+            warn(traceback.format_exc())
         finally:
             os._exit(status)
 
@@ -9969,9 +9978,9 @@ def run(config: Config, greeting: str = "") -> int:
     for trouble in troubles:
         warn(trouble)
     for sock in listeners:
-        sys.stdout.write(f"s3mini: listening on {url_of(sock, tls)}\n")
-    sys.stdout.write(greeting.replace("{url}", url_of(listeners[0], tls)))
-    sys.stdout.flush()
+        say(f"s3mini: listening on {url_of(sock, tls)}", 1)
+    if greeting:
+        say(greeting.replace("{url}", url_of(listeners[0], tls)), 1)
     notify_systemd(f"READY=1\nSTATUS=serving {', '.join(url_of(s, tls) for s in listeners)}")
     count = worker_count(config)
     if count > 1:
@@ -10345,8 +10354,22 @@ COMMANDS: dict[str, Callable[[Any], int]] = {
 }
 
 
+def open_standard() -> None:
+    """Open what was closed by who started us (2>&-): else the number 2 is that of a socket or a
+    sidecar of ours, and the log is written into it.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
 def main(argv: Optional[list[str]] = None) -> int:
     """The command line: 0 when all went well, 2 for a mistake of the operator's."""
+    open_standard()
     options = parse_arguments(sys.argv[1:] if argv is None else argv)
     try:
         code = int(options.run(options))

@@ -461,14 +461,14 @@ def test_the_master_does_not_wait_for_who_tidies(
 
 
 def test_who_serves_as_root_or_with_the_examples_keys_is_warned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     example = subprocess.run([sys.executable, PROGRAM, "config", "--example"], check=True,
                              capture_output=True, text=True).stdout
     (tmp_path / "buckets.ini").write_text(example)
     config = s3mini.load_config(str(tmp_path / "buckets.ini"))
     s3mini.warn_of_settings(config)
-    of_keys = capsys.readouterr().err
+    of_keys = capfd.readouterr().err
     (tmp_path / "s3mini-data").mkdir()
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(s3mini, "check_user", lambda _: raises("sudo -u www-data"))
@@ -476,7 +476,7 @@ def test_who_serves_as_root_or_with_the_examples_keys_is_warned(
 
     assert 4 == of_keys.count("\n") == of_keys.count("the example's secret_key")
     assert "change-me" not in of_keys
-    assert "s3mini: sudo -u www-data\n" in capsys.readouterr().err
+    assert "s3mini: sudo -u www-data\n" in capfd.readouterr().err
 
 
 def raises(sentence: str) -> None:
@@ -484,7 +484,7 @@ def raises(sentence: str) -> None:
 
 
 def test_a_worker_that_cannot_be_forked_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def fork() -> int:
         raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
@@ -496,7 +496,7 @@ def test_a_worker_that_cannot_be_forked_is_tried_again(
         sock.close()
 
     assert {} == master.workers
-    assert "cannot start a process: Cannot allocate memory; trying again" in capsys.readouterr().err
+    assert "cannot start a process: Cannot allocate memory; trying again" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("told", ["x", "-1", ""])
@@ -619,6 +619,46 @@ def test_serve_listens_on_a_unix_socket_and_takes_it_over_from_the_dead(
 
 
 # -- signals ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def unheard(folder: Path, redirection: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that can tell nobody anything, not even its port: it listens at folder/sock."""
+    (folder / "buckets.ini").write_text(INI.replace("[SERVER]", "[SERVER]\nworkers = 2"))
+    command = ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, str(PROGRAM), "serve"]
+    command += ["--data", "data", "--listen", f"unix:{folder}/sock"]
+    process = subprocess.Popen(command, cwd=folder)
+    try:
+        until(lambda: len(children(process.pid)) == 2 or process.poll() is not None)
+        yield process
+        process.terminate()
+        assert 0 == process.wait(PATIENCE)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_server_that_is_started_without_output_has_one(tmp_path: Path) -> None:
+    """The log's number would be that of the next file that is opened: a sidecar. (2026-11)"""
+    with unheard(tmp_path, "<&- >&- 2>&-") as process:
+        places = [os.readlink(f"/proc/{pid}/fd/{number}") for number in range(3)
+                  for pid in (process.pid, *children(process.pid))]
+        answer = ask_unix(tmp_path / "sock")
+
+    assert {"/dev/null"} == set(places)
+    assert answer.startswith(b"HTTP/1.1 403 ")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that is always full")
+def test_a_log_that_cannot_be_written_ends_no_server(tmp_path: Path) -> None:
+    """It may lie on the disk that is full: there are a greeting, and a worker's end to tell of."""
+    with unheard(tmp_path, ">/dev/full 2>&1") as process:
+        before = children(process.pid)
+        os.kill(before[0], signal.SIGKILL)
+        until(lambda: set(children(process.pid)) - set(before) or process.poll() is not None)
+        answer = ask_unix(tmp_path / "sock")
+
+    assert answer.startswith(b"HTTP/1.1 403 ")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

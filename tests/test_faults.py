@@ -1000,7 +1000,7 @@ def test_without_descriptors_requests_are_refused_and_nothing_is_lost(serve: Ser
 )
 def test_of_many_deletes_each_tells_what_the_disk_did_to_it(
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     call: str,
     error: int,
     code: str,
@@ -1025,7 +1025,7 @@ def test_of_many_deletes_each_tells_what_the_disk_did_to_it(
     assert (200, keys) == (reply.status, [key for _, key in told])
     assert failed == [key for kind, key in told if kind == "Error"]
     assert {code} == set(reply.elements("Code"))
-    assert f"OSError: [Errno {error}]" in capsys.readouterr().err
+    assert f"OSError: [Errno {error}]" in capfd.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_and_no_more(room: Room) -> None:

@@ -127,6 +127,18 @@ def test_pure_sections_touch_no_disk_no_socket_and_no_clock() -> None:
     assert impure == []
 
 
+def test_a_running_server_says_nothing_that_can_fail() -> None:
+    """A full disk under its log must not end it: all that it says goes through say()."""
+    words = re.compile(r"sys\.std(out|err)|print(_exc)?\(")
+    loud = [
+        f"line {number}: {line}"
+        for number, line in enumerate(SOURCE.splitlines(), 1)
+        if section_of(number)[1] == "Server" and words.search(line)
+    ]
+
+    assert loud == []
+
+
 def test_no_function_is_longer_or_deeper_than_can_be_read() -> None:
     long = [f"{f.name}: {length(f)} lines" for f in FUNCTIONS if length(f) > LONGEST]
     deep = [f"{f.name}: {depth(f)} deep" for f in FUNCTIONS if depth(f) > DEEPEST]
