@@ -8836,7 +8836,7 @@ class Connection:
         self.stream = Stream(sock)
         self.can_park = DONTWAIT != 0 and server.tls is None
         self.since = 0.0  # parked, monotonic
-        self.is_idle, self.was_ended = False, False  # in a thread: whether it waits for a head
+        self.is_idle, self.was_ended = False, False  # whether it waits for a head, in vain
         self._pending: Optional[Callable[[], bool]] = None  # what a thread is to do first
         self._quick = 0  # quick requests in a row
         self._reply: Optional[Callable[[], None]] = None  # what was found in memory, not sent yet
@@ -8858,8 +8858,8 @@ class Connection:
             return False
 
     def end_idle(self) -> bool:
-        """Wake an idle connection's thread to its end; whether it was idle."""
-        if self.is_idle:
+        """Wake an idle connection's thread, or front, to its end; whether it was idle."""
+        if self.is_idle and (self.stream.waits or not self.has_news()):
             self.was_ended = True
             self.stream.shutdown(socket.SHUT_RD)
         return self.was_ended
@@ -9264,10 +9264,9 @@ class Loads:
 
         self._counts = memoryview(mmap.mmap(-1, 8 * count)).cast("q")
         self.slot = 0  # this worker's
-        self.servers: list[Server] = []  # this process's
 
-    def update(self) -> None:
-        self._counts[self.slot] = sum(len(server.connections) for server in self.servers)
+    def update(self, count: int) -> None:
+        self._counts[self.slot] = count
 
     @property
     def is_ahead(self) -> bool:
@@ -9276,7 +9275,7 @@ class Loads:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Connections of one process, and not more than there may be.
+    """Connections of one process that came to one address, and not more than there may be at all.
 
     One thread, the front, accepts them and waits for all that are idle. What is answered from
     memory in one piece it answers itself, everything else has a thread for as long as it lasts.
@@ -9298,6 +9297,7 @@ class Server(http.server.ThreadingHTTPServer):
         self._run, self._requests = secrets.token_hex(4).upper(), itertools.count(1)
         self.life: Optional[socket.socket] = None  # readable when the master is gone
         self.loads: Optional[Loads] = None  # where there are several workers
+        self.siblings: list[Server] = [self]  # of the process: one for each address
         self._accepts_at = 0.0  # monotonic; later than now while others are to have new connections
         self.connections: set[Connection] = set()
         self._parked: dict[Connection, None] = {}  # the front's; the longest idle first
@@ -9381,12 +9381,17 @@ class Server(http.server.ThreadingHTTPServer):
                 if not number and not self.close_idle():
                     time.sleep(0.05)  # those in use come back
                 return
-            if self.is_ahead or len(self.connections) >= self.app.config.max_connections:
+            if self.is_ahead or self.load >= self.app.config.max_connections:
                 return  # the next may cost an idle one its place: not one of this turn
 
     @property
     def is_ahead(self) -> bool:
         return self.loads is not None and self.loads.is_ahead
+
+    @property
+    def load(self) -> int:
+        """How many connections the process has."""
+        return sum(len(server.connections) for server in self.siblings)
 
     def accept(self) -> None:
         """Raises OSError when none waits, or no descriptor is left."""
@@ -9398,21 +9403,21 @@ class Server(http.server.ThreadingHTTPServer):
         except OSError:  # the client has reset it already [macOS]
             sock.close()
             return
-        if len(self.connections) >= self.app.config.max_connections and not self.close_idle():
+        if self.load >= self.app.config.max_connections and not self.close_idle():
             self.turn_away(sock)
             return
         peer = address[0] if isinstance(address, tuple) and address else "unix"
         connection = Connection(sock, peer, self)
         self.connections.add(connection)
         if self.loads:
-            self.loads.update()
+            self.loads.update(self.load)
         if connection.can_park:
             self.park(connection)
         else:
             self.start_thread(connection)
 
     def park(self, connection: Connection) -> None:
-        connection.stream.waits = False
+        connection.stream.waits, connection.is_idle = False, True
         connection.since = monotonic()
         try:
             self._selector.register(connection.sock, selectors.EVENT_READ, connection)
@@ -9494,11 +9499,15 @@ class Server(http.server.ThreadingHTTPServer):
 
     def close_idle(self) -> bool:
         """End the connection that was idle for the longest time; whether there was one."""
-        for connection in list(self._parked):
-            if not connection.has_news():
-                self.close_parked(connection)
+        parked = [c for server in self.siblings for c in list(server._parked)]
+        parked.sort(key=lambda c: c.since)
+        in_threads = [c for server in self.siblings for c in list(server.connections)]
+        for connection in parked + in_threads:
+            if not connection.was_ended and connection.end_idle():
+                if connection in self._parked:  # else it is another thread's, which is told
+                    self.close_parked(connection)
                 return True
-        return any(c.end_idle() for c in list(self.connections) if not c.was_ended)
+        return False
 
     def turn_away(self, sock: socket.socket) -> None:
         if self.tls:  # who is to encrypt it would take threads that there are not
@@ -9553,7 +9562,7 @@ class Server(http.server.ThreadingHTTPServer):
             self.connections.discard(connection)
             self._ended.notify_all()
         if self.loads:
-            self.loads.update()
+            self.loads.update(self.load)
 
     def wake(self) -> None:
         """Make the front look at what was given back."""
@@ -9680,11 +9689,10 @@ def run_servers(
     """Serve in this process until SIGTERM, SIGINT, or the end of the master behind `life`."""
     app = App(config, Disk(config.durability == "disk"))
     servers = [Server(app, listener) for listener in listeners]
+    for server in servers:
+        server.siblings, server.life, server.loads = servers, life, loads
     if loads:
-        loads.servers = servers
-        loads.update()  # the slot's last worker may have died with some
-        for server in servers:
-            server.loads = loads
+        loads.update(0)  # the slot's last worker may have died with some
 
     def stop(*_: object) -> None:
         for server in servers:
@@ -9695,7 +9703,6 @@ def run_servers(
     signal.set_wakeup_fd(servers[0].wake_fd, warn_on_full_buffer=False)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
-    servers[0].life = life
     threads = [threading.Thread(target=server.run) for server in servers[1:]]
     for thread in threads:
         thread.start()

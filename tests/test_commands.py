@@ -618,6 +618,78 @@ def test_serve_listens_on_a_unix_socket_and_takes_it_over_from_the_dead(
     assert 0 == second.end()
 
 
+# -- two addresses ---------------------------------------------------------------------------------
+
+Address = tuple[str, int]
+
+
+def start_two(start: Start, folder: Path, options: str) -> tuple[Program, list[Address]]:
+    (folder / "buckets.ini").write_text(INI.replace("[SERVER]", f"[SERVER]\n{options}"))
+    program, addresses = start("serve", "--listen", "127.0.0.1:0 127.0.0.1:0"), []
+    for _ in range(2):
+        program.lines.clear()
+        addresses.append(("127.0.0.1", int(program.read_until("listening").rpartition(":")[2])))
+    return program, addresses
+
+
+def client_at(address: Address) -> Client:
+    return Client("{}:{}".format(*address), "media-key", "media-secret-0123456789abcdef")
+
+
+def begin_put(sock: socket.socket) -> bytes:
+    """A PUT of 5 bytes, as far as it goes without them: to b"HTTP/1.1 100 Continue"."""
+    client, expect = client_at(sock.getpeername()), {"expect": "100-continue"}
+    sent = client.sign("PUT", "/media/k", [], expect, UNSIGNED)
+    lines = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
+    sock.sendall(f"PUT /media/k HTTP/1.1\r\ncontent-length: 5\r\n{lines}\r\n".encode())
+    return sock.recv(65536)[:12]
+
+
+def ask(sock: socket.socket) -> bytes:
+    """The status of an anonymous GET."""
+    sock.sendall(b"GET /media/k HTTP/1.1\r\nHost: x\r\n\r\n")
+    return sock.recv(65536)[:12]
+
+
+def test_the_connections_of_all_addresses_are_bounded_in_one(start: Start, tmp_path: Path) -> None:
+    program, (one, two) = start_two(start, tmp_path, "workers = 1\nmax_connections = 2")
+    threads = Path(f"/proc/{program.process.pid}/task")
+    with contextlib.ExitStack() as stack:
+
+        def connect(address: Address) -> socket.socket:
+            return stack.enter_context(socket.create_connection(address, timeout=PATIENCE))
+
+        idle = [connect(one), connect(one)]
+        assert [b"HTTP/1.1 403"] * 2 == [ask(sock) for sock in idle]
+        until(lambda: len(list(threads.iterdir())) == 3)  # two fronts and who tidies: no others
+        busy = [connect(two), connect(two)]  # those make room, though they came to the other
+        assert [b"HTTP/1.1 100"] * 2 == [begin_put(sock) for sock in busy]
+        assert [b"", b""] == [sock.recv(1) for sock in idle]
+        for address in (one, two):
+            assert b"HTTP/1.1 503" == connect(address).recv(65536)[:12]
+        for sock in busy:
+            sock.sendall(b"hello")
+            assert b"HTTP/1.1 200" == sock.recv(65536)[:12]
+        until(lambda: client_at(one).get("/media/k").body == b"hello")  # once they are idle
+
+    assert 0 == program.end()
+
+
+def test_no_address_is_taken_once_the_master_was_killed(start: Start, tmp_path: Path) -> None:
+    """Its workers finish what they are doing, but the next server must not wait for that."""
+    program, addresses = start_two(start, tmp_path, "workers = 2")
+    with socket.create_connection(addresses[0], timeout=PATIENCE) as sock:
+        assert b"HTTP/1.1 100" == begin_put(sock)
+        began = time.monotonic()
+        program.process.kill()
+        until(lambda: all(map(refuses, addresses)))
+        took = time.monotonic() - began
+        sock.sendall(b"hello")
+        assert b"HTTP/1.1 200" == sock.recv(65536)[:12]
+
+    assert took < s3mini.STOP_SECONDS / 3
+
+
 # -- signals ---------------------------------------------------------------------------------------
 
 

@@ -626,7 +626,6 @@ def test_a_burst_is_accepted_at_once_as_far_as_it_is_ours(
     server = s3mini.Server(app, listener)
     if others is not None:
         server.loads = s3mini.Loads(2)
-        server.loads.servers = [server]
         server.loads._counts[1] = others
     with contextlib.ExitStack() as stack, contextlib.closing(listener):
         for _ in range(20):
