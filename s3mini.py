@@ -8841,6 +8841,7 @@ class Connection:
         self._quick = 0  # quick requests in a row
         self._reply: Optional[Callable[[], None]] = None  # what was found in memory, not sent yet
         self._goes_on = True  # whether there may be another request after this turn
+        self._sent = 0  # bytes of the last answer's body that went out
 
     def encrypt(self, tls: Any) -> None:
         """Raises OSError when there is no agreement on how."""
@@ -8928,15 +8929,16 @@ class Connection:
             reply()
 
     def reply(self, head: Head, found: Remembered, now: float, began: float) -> None:
-        server, request_id, sent = self.server, self.server.next_id(), 0
+        server, request_id = self.server, self.server.next_id()
+        sent, code = 0, "Disconnected"
         text = (f"{found.start}x-amz-request-id: {request_id}\r\nx-amz-id-2: {request_id}\r\n"
                 f"date: {render_http_date(int(now))}\r\nserver: s3mini\r\n\r\n")
         try:
             self.stream.send(text.encode("latin-1", "replace") + found.content)
-            sent = len(found.content)
+            sent, code = len(found.content), ""
         finally:
             if server.log:
-                answer = Answer(Response(200, {"x-amz-request-id": request_id}), head.path)
+                answer = Answer(Response(200, {"x-amz-request-id": request_id}), head.path, code)
                 answer.access_key = found.access_key
                 self.log(head, answer, now, began, sent)
 
@@ -9037,7 +9039,7 @@ class Connection:
         """
         keep = head.keeps_alive and not self.server.stopping
         keep = keep and (head.minor > 0 or not isinstance(answer.response.body, Iterator))
-        self.stream.pace, sent = None, 0
+        self.stream.pace, self._sent = None, 0
         try:
             if source and keep:
                 keep = self.drain(source, SMALL)
@@ -9045,11 +9047,14 @@ class Connection:
                 # No body was to come. HTTP lets us leave the 100 out, but botocore then takes the
                 # next answer on this connection for its own, waiting a minute    [botocore < 1.44]
                 self.stream.send_continue()
-            sent = self.send(head, answer.response, keep)
+            self.send(head, answer.response, keep)
+        except (Disconnected, OSError):
+            answer.code = answer.code or "Disconnected"
+            raise
         finally:
             if isinstance(answer.response.body, FileSpan):
                 answer.response.body.close()
-            self.log(head, answer, now, began, sent)
+            self.log(head, answer, now, began, self._sent)
         if source and not keep:
             if self.stream.waits:
                 return self.linger()
@@ -9074,8 +9079,8 @@ class Connection:
         response.headers["server"] = "s3mini"
         return render_head(response)
 
-    def send(self, head: Head, response: Response, keep: bool) -> int:
-        """The bytes of the body that went out. Raises Disconnected."""
+    def send(self, head: Head, response: Response, keep: bool) -> None:
+        """Raises Disconnected; `_sent` tells then too what went out."""
         body, headers = response.body, response.headers
         if not keep:
             headers["connection"] = "close"
@@ -9085,29 +9090,30 @@ class Connection:
             if head.method == "HEAD":
                 body = b""
             self.stream.send(self.head_of(response) + body)
-            return len(body)
-        if isinstance(body, FileSpan):
-            return self.send_file(self.head_of(response), body)
-        return self.send_pieces(head, response, body)
+            self._sent = len(body)
+        elif isinstance(body, FileSpan):
+            self.send_file(self.head_of(response), body)
+        else:
+            self.send_pieces(head, response, body)
 
-    def send_file(self, head: bytes, span: FileSpan) -> int:
+    def send_file(self, head: bytes, span: FileSpan) -> None:
         """A small file in one write with its head, a large one by the kernel's sendfile."""
         if span.length <= SMALL:
             data = read_at(span.fd, span.length, span.offset) if span.length else b""
             self.stream.send(head + data)
+            self._sent = len(data)
             if len(data) < span.length:
                 raise Disconnected("the file became shorter")
-            return len(data)
+            return
         self.stream.send(head)
-        sent, pace = 0, Pace()
-        while sent < span.length:
-            done = self.send_span(span.fd, span.offset + sent, min(span.length - sent, 8 * MIB))
+        pace = Pace()
+        while (left := span.length - self._sent) > 0:
+            done = self.send_span(span.fd, span.offset + self._sent, min(left, 8 * MIB))
             if not done:
                 raise Disconnected("the file became shorter")
-            sent += done
+            self._sent += done
             if not pace.keeps_up(done):
                 raise Disconnected("too slow")
-        return sent
 
     def send_span(self, fd: int, offset: int, size: int) -> int:
         """Raises Disconnected."""
@@ -9120,18 +9126,17 @@ class Connection:
         self.stream.send(data)
         return len(data)
 
-    def send_pieces(self, head: Head, response: Response, pieces: Iterator[bytes]) -> int:
+    def send_pieces(self, head: Head, response: Response, pieces: Iterator[bytes]) -> None:
         """An answer of unknown length: chunked, or up to the connection's end for HTTP/1.0."""
-        sent, chunked = 0, head.minor > 0
+        chunked = head.minor > 0
         if chunked:
             response.headers["transfer-encoding"] = "chunked"
         self.stream.send(self.head_of(response))
         for piece in pieces:
             self.stream.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-            sent += len(piece)
+            self._sent += len(piece)
         if chunked:
             self.stream.send(b"0\r\n\r\n")
-        return sent
 
     def drain(self, source: Source, limit: int) -> bool:
         """Read what is left of a body, if that is little. Whether its end was reached."""

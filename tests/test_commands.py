@@ -879,6 +879,22 @@ def test_the_log_has_a_line_for_each_request_and_no_secret(serve: Serve) -> None
     assert client.secret_key not in server.log
 
 
+def test_the_log_tells_how_much_of_a_download_went_out(serve: Serve) -> None:
+    server = serve(INI, log="text")
+    client, size = server.client(bucket="media"), 30_000_000
+    client.put("k", b"x" * size)
+    with socket.create_connection((server.host, server.port), timeout=PATIENCE) as sock:
+        signed = client.sign("GET", "/media/k", [], {}, UNSIGNED)
+        lines = "".join(f"{name}: {value}\r\n" for name, value in signed.items())
+        sock.sendall(f"GET /media/k HTTP/1.1\r\n{lines}\r\n".encode())
+        got = len(sock.recv(1_000_000, socket.MSG_WAITALL))
+    until(lambda: " GET " in server.log)
+    status, code, sent = server.log.splitlines()[-1].split()[5:8]
+
+    assert ("200", "Disconnected") == (status, code)
+    assert got - 1000 < int(sent) < size
+
+
 @pytest.mark.parametrize("log", ["text", "json"])
 def test_what_is_no_request_has_a_line_of_the_same_fields(serve: Serve, log: str) -> None:
     server = serve(INI, log=log)
