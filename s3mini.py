@@ -9055,7 +9055,7 @@ class Connection:
             if isinstance(answer.response.body, FileSpan):
                 answer.response.body.close()
             self.log(head, answer, now, began, self._sent)
-        if source and not keep:
+        if not keep and (source or self.stream.holds(1)):  # more comes, or has come
             if self.stream.waits:
                 return self.linger()
             self._pending = self.linger  # a thread's: the front waits for nobody
@@ -9161,7 +9161,7 @@ class Connection:
         return False
 
     def linger(self) -> bool:
-        """Read on a while before closing: a reset would eat the answer on its way."""
+        """Read on a while before closing: a reset would eat the answers on their way."""
         self.stream.continue_due = False
         self.is_idle = not self.server.stopping  # it has its answer: others may have its place
         with contextlib.suppress(OSError, Disconnected):

@@ -480,6 +480,22 @@ def test_connection_close_is_obeyed(raw: Raw, s3: Client, value: str) -> None:
     assert b"" == raw.rest()
 
 
+def test_what_follows_the_last_request_costs_no_answer_before_it(serve: Serve) -> None:
+    """Closing with something unread is a reset, which takes away what is on its way."""
+    server = serve(INI, log="text")
+    client = server.client("public-key", bucket="public")
+    client.put("k", b"x" * 300_000)
+    with Raw(server) as raw:
+        get = request(client, "GET", "k", signed=False)
+        raw.send(get + request(client, "GET", "none", b"", {"connection": "close"}, signed=False))
+        raw.send(get * (100_000 // len(get)))
+        until(lambda: server.log.count(" GET ") == 2)
+        first, last = must(raw.reply()), must(raw.reply())
+
+    assert (200, 300_000) == (first.status, len(first.body))
+    assert 404 == last.status
+
+
 def test_an_absolute_target_is_understood(raw: Raw, server: Server) -> None:
     server.client("public-key", bucket="public").put("k", b"hello")
     raw.send(
