@@ -9249,6 +9249,7 @@ def say(text: str, fd: int = 2) -> None:
 
 
 def warn(why: object) -> None:
+    """The same of what a running server does not like; commands write to standard error."""
     say(f"s3mini: {why}")
 
 
@@ -10205,7 +10206,7 @@ def command_manifest(options: Any) -> int:
         nonlocal code
         if os.path.basename(str(why.filename)) != LOST_AND_FOUND:
             code = 1
-            warn(why)
+            sys.stderr.write(f"s3mini: {why}\n")
 
     for _, store in chosen_buckets(options):
         deque(os.walk(store.root, onerror=tell), 0)  # a listing leaves those out
@@ -10263,7 +10264,7 @@ def command_undelete(options: Any) -> int:
                     store.bring_back(version)
             except (OSError, S3Error) as why:
                 failed += 1
-                warn(f"{shown} does not come back: {why}")
+                sys.stderr.write(f"s3mini: {shown} does not come back: {why}\n")
                 continue
             count += 1
             went = render_iso_date(int(version.gone))
@@ -10391,7 +10392,7 @@ def main(argv: Optional[list[str]] = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing at the exit either
         return 141
     except (ConfigError, OSError) as why:
-        warn(why)
+        sys.stderr.write(f"s3mini: {why}\n")
         return 2
     except KeyboardInterrupt:
         return 130
