@@ -5514,13 +5514,20 @@ class Store:
                 if sidecar and sidecar.fitting(os.fstat(again.fd)):
                     return ""
                 if not sidecar and repair:
-                    self._put_aside(again)
+                    self._put_aside(again.folder, again.sidecar)
                 return "changed" if sidecar else "unreadable-sidecar"
 
-    def _put_aside(self, place: Place) -> None:
+    def put_orphan_aside(self, key: str, folder: Folder, name: str, note: str) -> None:
+        """Move what is said of a file that is gone: who brings the file back needs it."""
+        with self.lock(key):
+            if not exists(folder, name) or is_folder(folder, name):
+                self._put_aside(folder, note)
+
+    def _put_aside(self, folder: Folder, note: str) -> None:
         with Folder.open(self.room) as room, self._open_or_add(room, "damaged") as damaged:
             name = f"{time.time_ns():020}-{secrets.token_hex(4)}"
-            self.disk.rename(os.path.join(place.folder.path, place.sidecar), damaged, name)
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                self.disk.rename(os.path.join(folder.path, note), damaged, name)
 
     def drop_orphan(self, key: str, place: Place) -> None:
         with self.lock(key):
@@ -5949,7 +5956,7 @@ FINDINGS = {  # kind: what it means, and what --repair does
     "unreadable-sidecar": "the sidecar is damaged; repair moves it to .s3mini/damaged/ and writes "
     "one anew from the file",
     "unhashed": "a file put there by hand, without its MD5; repair computes it",
-    "orphan": "a sidecar whose object is gone; repair removes it",
+    "orphan": "a sidecar whose object is gone; repair moves it to .s3mini/damaged/",
     "temp": "a temp file of a writer that is gone; repair removes it",
     "no-key": "a file whose name no key maps to: S3 does not see it; rename it",
     "shadowed": "NAME% beside NAME, which S3 sees alone; move one of them",
@@ -5979,6 +5986,9 @@ class Inspector:
 
         What a writer at work may have just left is looked at again a while after.
         """
+        if self.repair:
+            with contextlib.suppress(OSError):
+                self.store.make_room()  # to mend takes locks, and a restore drops empty folders
         temp = set(list_folder(self.store.temp))
         yield from self._tree()
         yield from self._versions() if self.deep else ()
@@ -5989,6 +5999,16 @@ class Inspector:
             with contextlib.suppress(*GONE, PermissionError):
                 with self.store.folder(names) as folder:
                     yield from self._orphan(folder, names, name, info)
+
+    def _mended(self, finding: Finding, mend: Callable[[], object]) -> Finding:
+        """The finding as it is after --repair: the disk may be full, or only to be read."""
+        if not self.repair:
+            return finding
+        try:
+            mend()
+        except OSError as why:
+            return finding._replace(detail=f"it cannot be mended: {why.strerror}")
+        return finding._replace(mended=True)
 
     def _tree(self) -> Iterator[Finding]:
         todo: list[tuple[str, ...]] = [()]
@@ -6038,10 +6058,9 @@ class Inspector:
         for name in sorted(before.intersection(list_folder(self.store.temp))):
             with Folder.open(self.store.temp) as folder:
                 with unlocked(folder, name) as is_dead:
-                    if is_dead and self.repair:
-                        self.store.disk.unlink(folder, name)
-                if is_dead:
-                    yield Finding("temp", f"{ROOM}/tmp/{name}", "", self.repair)
+                    if is_dead:
+                        unlink = functools.partial(self.store.disk.unlink, folder, name)
+                        yield self._mended(Finding("temp", f"{ROOM}/tmp/{name}", "", False), unlink)
 
     def _folder(
         self, folder: Folder, names: tuple[str, ...], files: set[str], sidecars: set[str]
@@ -6075,9 +6094,11 @@ class Inspector:
         is_there = exists(folder, data) and not is_folder(folder, data)
         if is_there or folder.stat(name).st_ino != before.st_ino:
             return  # a PUT has just been there
-        if self.repair and key is not None:
-            self.store.drop_orphan(key, Place(folder, data))
-        yield Finding("orphan", "/".join((*names, name)), "", self.repair and key is not None)
+        finding = Finding("orphan", "/".join((*names, name)))
+        if key is not None:
+            put_aside = functools.partial(self.store.put_orphan_aside, key, folder, data, name)
+            finding = self._mended(finding, put_aside)
+        yield finding
 
     def _file(self, folder: Folder, names: tuple[str, ...]) -> Iterator[Finding]:
         key = key_of_names(list(names))
@@ -6099,7 +6120,7 @@ class Inspector:
 
     def _unknown(self, place: Place, key: str) -> Iterator[Finding]:
         """A file without an entry. What is new, or back from a backup, is no finding."""
-        kind = self.store.judge(key, place, self.repair)
+        kind = self.store.judge(key, place, repair=False)
         if not kind:
             return
         sidecar, info = self.store.read_sidecar(place), os.fstat(place.fd)
@@ -6108,11 +6129,19 @@ class Inspector:
             kind = ""  # from a backup
         elif any(entry.fits_cut(info) for entry in entries):
             kind = "damaged" if any(any(entry.spans()) for entry in entries) else ""
-        if self.repair and kind != "damaged":
-            with contextlib.suppress(S3Error):  # it was deleted just now
-                self.store.head(key)
+        finding = Finding(kind, key, "", False)
+        if kind != "damaged":
+            finding = self._mended(finding, lambda: self._adopt(place, key))
         if kind:
-            yield Finding(kind, key, "", self.repair and kind != "damaged")
+            yield finding
+
+    def _adopt(self, place: Place, key: str) -> None:
+        """Raises OSError where what the file is cannot be written down: no read fails for that."""
+        self.store.judge(key, place, repair=True)
+        with contextlib.suppress(S3Error):  # it was deleted just now
+            self.store.head(key)
+        if self.store.judge(key, place, repair=False):
+            raise OSError(errno.EIO, "its sidecar could not be written")
 
     def _deep(self, place: Place, key: str, entry: Entry) -> Iterator[Finding]:
         """Every byte against the MD5s that are known, and a checksum of the whole."""
@@ -6136,9 +6165,12 @@ class Inspector:
         if not self.repair:
             return Finding("unhashed", key, f"{entry.size} bytes")
         md5, check = hash_file(place.fd, 0, entry.size), if_unchanged(entry, no_check)
-        with contextlib.suppress(S3Error):  # replaced or deleted meanwhile: nothing to hash
-            self.store.update(key, lambda old: old._replace(md5=md5, etag=md5), check)
-        return Finding("unhashed", key, f"MD5 is {md5}", True)
+
+        def note() -> None:
+            with contextlib.suppress(S3Error):  # replaced or deleted meanwhile: nothing to hash
+                self.store.update(key, lambda old: old._replace(md5=md5, etag=md5), check)
+
+        return self._mended(Finding("unhashed", key, f"MD5 is {md5}", False), note)
 
 
 # What Debian's and others' mime.types differ in, or lack: the same answer on every machine. [ours]

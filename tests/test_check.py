@@ -278,6 +278,20 @@ def test_a_damaged_sidecar_is_put_aside_for_a_human(
     assert b"content" == s3.get("a").body
 
 
+def test_a_sidecar_whose_object_is_gone_is_kept_for_who_restores_it(
+    check: Checker, s3: Client, folder: Path
+) -> None:
+    """A restore may bring the sidecars first; or the file was removed by mistake."""
+    s3.put("a", b"content", {"x-amz-meta-n": "v"})
+    (folder / "a").rename(folder / "b")
+    check("--repair")
+    aside, = (folder / ".s3mini" / "damaged").iterdir()
+    aside.rename(sidecar(folder / "a"))
+    (folder / "b").rename(folder / "a")
+
+    assert "v" == s3.head("a").headers["x-amz-meta-n"]
+
+
 def test_an_unhashed_file_gets_the_etag_of_its_content(
     check: Checker, s3: Client, folder: Path
 ) -> None:
@@ -428,6 +442,43 @@ def test_what_is_not_the_files_fault_is_no_finding_of_it(
         else:
             assert [("changed", "k")] == inspect(store)
     monkeypatch.setattr(s3mini.Store, "lock", real)
+
+
+@pytest.mark.parametrize("error", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_what_cannot_be_mended_is_left_and_the_rest_is_looked_at(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    monkeypatch.setattr(s3mini, "ADOPT_BYTES", 10)
+    for key in ("changed", "cut", "orphan", "unhashed"):
+        put(store, key, b"content", "name")
+    Path(store.root, "changed").write_bytes(b"by hand")
+    sidecar(Path(store.root, "cut")).write_bytes(b"{")
+    Path(store.root, "orphan").unlink()
+    Path(store.root, "unhashed").write_bytes(b"more than ten")
+    store.head("unhashed")
+    make_temp(Client(""), Path(store.root))
+
+    def refuse(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    for name in ("create", "link", "mkdir", "rename", "unlink"):
+        monkeypatch.setattr(s3mini.Disk, name, refuse)
+    findings = list(s3mini.Inspector(store, False, True, lambda *_: None).run())
+
+    kinds = ["changed", "unreadable-sidecar", "unhashed", "temp", "orphan"]
+    assert [(kind, False) for kind in kinds] == [(f.kind, f.mended) for f in findings]
+    assert all("cannot be mended" in finding.detail for finding in findings)
+    assert os.strerror(error) in findings[-1].detail
+
+
+def test_repair_needs_no_folder_that_a_restore_drops(store: s3mini.Store) -> None:
+    put(store, "k", b"content", "name")
+    Path(store.root, "k").write_bytes(b"by hand")
+    for name in ("tmp", "uploads", "locks"):
+        shutil.rmtree(Path(store.room, name))
+    finding, = s3mini.Inspector(store, False, True, lambda *_: None).run()
+
+    assert ("changed", True, []) == (finding.kind, finding.mended, inspect(store))
 
 
 def test_a_room_without_its_locks_hides_no_finding(store: s3mini.Store) -> None:
