@@ -3483,6 +3483,9 @@ class Part(NamedTuple):
     offset: int = -1  # in the whole; -1 for a file of its own
 
 
+UPLOAD_ID = re.compile("[0-9a-f]{32}")
+
+
 class Upload(NamedTuple):
     """A multipart upload that is under way."""
 
@@ -4012,6 +4015,10 @@ def is_canonical(key: str, names: tuple[str, ...]) -> bool:
     return key_of_names(list(names)) == key and 0 < len(key.encode()) <= MAX_KEY
 
 
+DAY_NAME = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")  # a folder of versions
+VERSION_NAME = re.compile("([0-9]{20})-[0-9a-f]{8}")  # ns since 1970 when it went, and chance
+
+
 class Version(NamedTuple):
     """An object that was replaced or deleted, kept for a while."""
 
@@ -4462,7 +4469,7 @@ class Store:
         """Nothing by one that a kill left behind its object, or without upload.json: who removes
         its parts gives nothing back.
         """
-        upload = self._read_upload(os.path.basename(path))
+        upload = self.read_upload(os.path.basename(path))
         if not upload or self._joined(upload):
             return 0
         with Folder.open(path) as folder:
@@ -5084,17 +5091,18 @@ class Store:
         first = time.strftime("%Y-%m-%d", time.gmtime(max(0.0, since)))
         for day in days[bisect_left(days, first) :]:
             for name in list_folder(os.path.join(root, day)):
-                version = self._read_version(os.path.join(root, day, name))
+                version = self.read_version(os.path.join(root, day, name))
                 if version and version.gone >= since:
                     yield version
 
     def _days(self) -> list[str]:
         """The folders of versions, the oldest first; what else lies there is not ours."""
         found = list_folder(self._versions)
-        return [d for d in found if re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", d)]
+        return [d for d in found if DAY_NAME.fullmatch(d)]
 
-    def _read_version(self, path: str) -> Optional[Version]:
-        match = re.fullmatch(r"([0-9]{20})-[0-9a-f]{8}", os.path.basename(path))
+    def read_version(self, path: str) -> Optional[Version]:
+        """None where nothing, or nothing that makes sense, is said of the file."""
+        match = VERSION_NAME.fullmatch(os.path.basename(path))
         if not match:
             return None
         try:
@@ -5687,12 +5695,13 @@ class Store:
 
     def upload(self, upload_id: str, key: str) -> Upload:
         """Raises NoSuchUpload, also when the upload is for another key."""
-        found = self._read_upload(upload_id) if re.fullmatch("[0-9a-f]{32}", upload_id) else None
+        found = self.read_upload(upload_id) if UPLOAD_ID.fullmatch(upload_id) else None
         if not found or found.key != key:
             raise S3Error("NoSuchUpload", UploadId=upload_id)
         return found
 
-    def _read_upload(self, upload_id: str) -> Optional[Upload]:
+    def read_upload(self, upload_id: str) -> Optional[Upload]:
+        """None where there is none, or it is damaged. Raises OSError."""
         try:
             with open(os.path.join(self._upload_path(upload_id), "upload.json"), "rb") as file:
                 value = json.loads(file.read(MAX_DOCUMENT))
@@ -5709,7 +5718,7 @@ class Store:
         found = []
         for name in os.listdir(self._uploads):
             with unless(*BAD_DISK, errno.EACCES, *LINK_ERRORS):  # one hides no other
-                found.append(self._read_upload(name))
+                found.append(self.read_upload(name))
         return sorted((u for u in found if u), key=lambda u: (u.key, u.id))
 
     @contextlib.contextmanager
@@ -5956,13 +5965,36 @@ FINDINGS = {  # kind: what it means, and what --repair does
     "unreadable-sidecar": "the sidecar is damaged; repair moves it to .s3mini/damaged/ and writes "
     "one anew from the file",
     "unhashed": "a file put there by hand, without its MD5; repair computes it",
-    "orphan": "a sidecar whose object is gone; repair moves it to .s3mini/damaged/",
+    "orphan": "it tells of a file that is gone; repair moves it to .s3mini/damaged/",
     "temp": "a temp file of a writer that is gone; repair removes it",
     "no-key": "a file whose name no key maps to: S3 does not see it; rename it",
     "shadowed": "NAME% beside NAME, which S3 sees alone; move one of them",
     "unreadable": "the server's user may not read it; change its owner or mode",
+    "locked-out": "this user may not read, write or enter it, as the server must; chown it to the "
+    "server's user, or run this as that user",
     "broken": "the disk cannot read it; restore it from a backup",
 }
+
+
+FOLDER, FILE = os.R_OK | os.W_OK | os.X_OK, os.R_OK | os.W_OK  # what the server does with its own
+
+
+def may(path: str, need: int) -> bool:
+    """Whether this user may do that with it: of an administrator's program, the effective one."""
+    return os.access(path, need, effective_ids=os.access in os.supports_effective_ids)
+
+
+def is_read_only(path: str) -> bool:
+    """Whether its disk is mounted so."""
+    return hasattr(os, "statvfs") and os.statvfs(path).f_flag & os.ST_RDONLY != 0
+
+
+def links_need_owner() -> bool:
+    """Whether only who owns a file, or may read and write it, gives it a second name. [man 5 proc]
+    """
+    with contextlib.suppress(OSError), open("/proc/sys/fs/protected_hardlinks", "rb") as file:
+        return file.read(1) == b"1"
+    return False
 
 
 def broken(name: str, why: OSError) -> Finding:
@@ -5980,6 +6012,8 @@ class Inspector:
                  progress: Callable[[int, int], None]):
         self.store, self.deep, self.repair, self.progress = store, deep, repair, progress
         self._orphans: list[tuple[tuple[str, ...], str, os.stat_result]] = []
+        self._is_read_only = is_read_only(store.root)
+        self._links_need_owner = store.keep > 0 and links_need_owner()
 
     def run(self) -> Iterator[Finding]:
         """Everything that is found; `progress` is told (files, bytes) as it goes.
@@ -5989,16 +6023,96 @@ class Inspector:
         if self.repair:
             with contextlib.suppress(OSError):
                 self.store.make_room()  # to mend takes locks, and a restore drops empty folders
-        temp = set(list_folder(self.store.temp))
+        yield from self._room()
+        if not self._may(f"{self.store.room}/bucket.json", os.R_OK):
+            return  # of a bucket that is locked nothing more can be told
+        temp, notes = set(self._list("tmp")), set(self._notes())
         yield from self._tree()
         yield from self._versions() if self.deep else ()
-        if temp or self._orphans:
+        if temp or notes or self._orphans:
             time.sleep(SECOND_LOOK_SECONDS)
         yield from self._temp_files(temp)
+        for finding in sorted(notes.intersection(self._notes())) if notes else ():
+            yield self._put_aside(finding) if finding.kind == "orphan" else finding
         for names, name, info in self._orphans:
             with contextlib.suppress(*GONE, PermissionError):
                 with self.store.folder(names) as folder:
                     yield from self._orphan(folder, names, name, info)
+
+    def _may(self, path: str, need: int) -> bool:
+        """Whether the server may do that with it. On a disk that is only to be read none writes."""
+        return may(path, need & ~os.W_OK if self._is_read_only else need)
+
+    def _locked_out(self, path: str, need: int) -> Iterator[Finding]:
+        if not self._may(path, need) and os.path.exists(path):  # else it went meanwhile
+            yield Finding("locked-out", os.path.relpath(path, self.store.root), "", False)
+
+    def _room(self) -> Iterator[Finding]:
+        """What the server may not use of what is its own."""
+        room = self.store.room
+        yield from self._locked_out(self.store.root, os.R_OK | os.X_OK)
+        yield from self._locked_out(room, FOLDER)
+        for path, folders, files in os.walk(room):
+            for name in folders:
+                yield from self._locked_out(f"{path}/{name}", FOLDER)
+            for name in files:
+                is_written = path == f"{room}/locks" or name in ("lock", "usage", WHOLE, LOST)
+                yield from self._locked_out(f"{path}/{name}", FILE if is_written else os.R_OK)
+
+    def _list(self, *names: str) -> list[str]:
+        """The names in a folder of the room; none where we are locked out, which is told."""
+        with contextlib.suppress(PermissionError):
+            return list_folder(os.path.join(self.store.room, *names))
+        return []
+
+    def _kept(self) -> Iterator[str]:
+        """The path of each version, also where only what is said of it is left."""
+        for day in filter(DAY_NAME.fullmatch, self._list("versions")):
+            folder = f"{self.store.room}/versions/{day}"
+            names = {name.partition(".json")[0] for name in self._list("versions", day)}
+            for name in sorted(filter(VERSION_NAME.fullmatch, names)):
+                if self._may(folder, os.X_OK):
+                    yield f"{folder}/{name}"
+
+    def _notes(self) -> Iterator[Finding]:
+        """What is damaged of the notes that are no sidecars, or lacks the file that it is of."""
+        if self.store.about() == {}:
+            detail = "the bucket's owner, tags and CORS are not known"
+            yield Finding("damaged", f"{ROOM}/bucket.json", detail, False)
+        for upload in filter(UPLOAD_ID.fullmatch, self._list("uploads")):
+            detail, read = "it cannot be ended, nor expires", self.store.read_upload
+            yield from self._note(f"uploads/{upload}/upload.json", detail, read, upload)
+        for path in self._kept():
+            name, detail = os.path.relpath(path, self.store.room), "undelete cannot bring it back"
+            if not os.path.lexists(path):
+                yield Finding("orphan", f"{ROOM}/{name}.json", "", False)
+            elif not os.path.lexists(f"{path}.json"):
+                yield Finding("damaged", f"{ROOM}/{name}.json", f"it is gone, {detail}", False)
+            else:
+                yield from self._note(f"{name}.json", detail, self.store.read_version, path)
+
+    def _note(
+        self, name: str, detail: str, read: Callable[[str], object], which: str
+    ) -> Iterator[Finding]:
+        """Whether a note in the room, if we may read it, makes no sense."""
+        path = f"{self.store.room}/{name}"
+        try:
+            if self._may(path, os.R_OK) and not read(which):
+                yield Finding("damaged", f"{ROOM}/{name}", detail, False)
+        except OSError as why:
+            yield broken(f"{ROOM}/{name}", why)
+
+    def _put_aside(self, orphan: Finding) -> Finding:
+        """What is said of a version that is gone."""
+        path = os.path.join(self.store.root, orphan.name[: -len(".json")])
+        version = self.store.read_version(path)
+
+        def put_aside(key: str) -> None:
+            with Folder.open(os.path.dirname(path)) as folder:
+                name = os.path.basename(path)
+                self.store.put_orphan_aside(key, folder, name, f"{name}.json")
+
+        return self._mended(orphan, lambda: put_aside(version.key)) if version else orphan
 
     def _mended(self, finding: Finding, mend: Callable[[], object]) -> Finding:
         """The finding as it is after --repair: the disk may be full, or only to be read."""
@@ -6021,9 +6135,10 @@ class Inspector:
                 except GONE:
                     continue
                 except PermissionError:
-                    if names != (LOST_AND_FOUND,):
+                    if names and names != (LOST_AND_FOUND,):  # the bucket's own was told of
                         yield Finding("unreadable", "/".join(names))
                     continue
+                yield from self._locked_out(folder.path, FOLDER)
                 todo += [(*names, name) for name in below if names or name != ROOM]
                 yield from self._folder(folder, names, files, sidecars)
 
@@ -6041,13 +6156,13 @@ class Inspector:
         return files, sidecars, below
 
     def _versions(self) -> Iterator[Finding]:
-        for version in self.store.versions():
+        for version in filter(None, map(self.store.read_version, self._kept())):
             name, of = os.path.relpath(version.path, self.store.root), f"a version of {version.key}"
             self.progress(0, version.entry.size)
             try:
                 version.check()
-            except FileNotFoundError:
-                pass  # it was too old by now
+            except (FileNotFoundError, PermissionError):
+                pass  # it was too old by now, or is told of
             except S3Error:
                 yield Finding("damaged", name, of)
             except OSError as why:
@@ -6108,6 +6223,8 @@ class Inspector:
         with closing_fd(place.fd):
             info = os.fstat(place.fd)
             self.progress(1, info.st_size)
+            if self._links_need_owner and info.st_uid != os.geteuid():
+                yield from self._locked_out(f"{folder.path}/{names[-1]}", FILE)  # of `keep`
             if key is None or len(key.encode()) > MAX_KEY:
                 yield Finding("no-key", "/".join(names))
                 return
@@ -10136,7 +10253,10 @@ def chosen_buckets(options: Any) -> Iterator[tuple[str, Store]]:
         except S3Error:
             raise ConfigError(f"there is no bucket {name!r}; `config` shows those there are"
                               ) from None
-        if store.about() is not None:
+        is_there = True  # where we may not look whoever uses it says so
+        with contextlib.suppress(PermissionError):
+            is_there = store.about() is not None
+        if is_there:
             check_user(store.room)
             yield name, store
             continue
@@ -10147,9 +10267,9 @@ def chosen_buckets(options: Any) -> Iterator[tuple[str, Store]]:
 
 def check_user(path: str) -> None:
     """Raises ConfigError for root, where the server is another: it could not read root's files."""
-    owner = os.stat(path).st_uid
-    if not hasattr(os, "geteuid") or os.geteuid() or not owner:
+    if not hasattr(os, "geteuid") or os.geteuid() or not os.stat(path).st_uid:
         return
+    owner = os.stat(path).st_uid
     import pwd
 
     try:
@@ -10242,21 +10362,27 @@ def command_manifest(options: Any) -> int:
 
     for _, store in chosen_buckets(options):
         deque(os.walk(store.root, onerror=tell), 0)  # a listing leaves those out
-        for item in store.scan("", Cursor()):
-            entry = store.peek(item)
-            if entry:
-                path = os.path.join(item.folder.path, item.name)
-                known = "" if options.sha256 else entry.md5
-                algorithm = hashlib.sha256 if options.sha256 else hashlib.md5
-                try:
-                    digest = known or hash_path(path, algorithm)
-                except FileNotFoundError:
-                    continue  # it was deleted meanwhile
-                except OSError as why:
-                    tell(why)
-                    continue
-                print(manifest_line(digest, os.path.relpath(path)))
+        try:
+            for line in manifest_of(store, options.sha256, tell):
+                print(line)
+        except PermissionError as why:
+            tell(why)
     return code
+
+
+def manifest_of(store: Store, sha256: bool, tell: Callable[[OSError], None]) -> Iterator[str]:
+    """The lines of a bucket; `tell` is called with what hides a file. Raises OSError."""
+    for item in store.scan("", Cursor()):
+        entry = store.peek(item)
+        if entry:
+            path = os.path.join(item.folder.path, item.name)
+            known, algorithm = (("", hashlib.sha256) if sha256 else (entry.md5, hashlib.md5))
+            try:
+                yield manifest_line(known or hash_path(path, algorithm), os.path.relpath(path))
+            except FileNotFoundError:
+                pass  # it was deleted meanwhile
+            except OSError as why:
+                tell(why)
 
 
 def hash_path(path: str, algorithm: Callable[[], Any]) -> str:

@@ -136,6 +136,13 @@ def make_orphan(s3: Client, folder: Path) -> str:
     return "folder/.a.s3mini.json"
 
 
+def make_damaged_upload(s3: Client, folder: Path) -> str:
+    upload = s3.post("m", uploads="").element("UploadId")
+    path = folder / ".s3mini" / "uploads" / upload / "upload.json"
+    path.write_bytes(path.read_bytes()[:20])
+    return f".s3mini/uploads/{upload}/upload.json"
+
+
 def make_temp(_: Client, folder: Path) -> str:
     path = folder / ".s3mini" / "tmp" / ("0" * 24)
     path.write_bytes(b"of a dead writer")
@@ -190,6 +197,7 @@ MAKERS = {  # a name: (how it is made, its kind, the flags that find it, whether
     "a flipped bit that tar restored": (make_damaged_and_restored, "damaged", ("--deep",), False),
     "a file edited by hand": (make_changed, "changed", (), True),
     "a sidecar cut short": (make_unreadable_sidecar, "unreadable-sidecar", (), True),
+    "an upload's note cut short": (make_damaged_upload, "damaged", (), False),
     "a large file by hand": (make_unhashed, "unhashed", (), True),
     "a sidecar alone": (make_orphan, "orphan", (), True),
     "a temp file": (make_temp, "temp", (), True),
@@ -202,7 +210,7 @@ MAKERS = {  # a name: (how it is made, its kind, the flags that find it, whether
 
 def test_every_kind_of_finding_is_made_here() -> None:
     made = {kind for _, kind, _, _ in MAKERS.values()}
-    others = {"unreadable", "broken"}  # root reads everything, and this disk: see below
+    others = {"unreadable", "locked-out", "broken"}  # root reads all, and this disk: see below
     assert set(s3mini.FINDINGS) == {*made, *others}
 
 
@@ -578,6 +586,129 @@ def test_a_version_that_is_kept_is_checked_too(store: s3mini.Store) -> None:
 
     name = versions["a"].relative_to(store.root).as_posix()
     assert [("damaged", name)] == inspect(store, deep=True)
+
+
+@pytest.fixture
+def kept(store: s3mini.Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of three versions, below the bucket's folder."""
+    monkeypatch.setattr(s3mini, "SECOND_LOOK_SECONDS", 0)
+    store.keep = 3600
+    for key in "abc":
+        put(store, key, b"content", "name")
+        store.delete(key, s3mini.no_check)
+    return [os.path.relpath(version.path, store.root) for version in store.versions()]
+
+
+def test_a_version_that_undelete_cannot_bring_back_is_found(
+    store: s3mini.Store, kept: list[str]
+) -> None:
+    first, second, third = kept
+    assert [] == inspect(store)
+    Path(store.root, first + ".json").write_bytes(b"{")
+    Path(store.root, second + ".json").unlink()
+    Path(store.root, third).unlink()
+    known = Path(store.root, third + ".json").read_bytes()
+
+    assert [("damaged", first + ".json"), ("damaged", second + ".json"),
+            ("orphan", third + ".json")] == inspect(store)
+    findings = list(s3mini.Inspector(store, False, True, lambda *_: None).run())
+    assert [False, False, True] == [finding.mended for finding in findings]
+    assert [known] == [p.read_bytes() for p in Path(store.room, "damaged").iterdir()]
+
+
+@pytest.mark.parametrize("what", ["kept", "dropped"])
+def test_a_version_that_is_just_being_kept_or_dropped_is_no_finding(
+    store: s3mini.Store, kept: list[str], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    path = Path(store.root, kept[0])
+    aside = path.rename(store.root + "-aside")
+    end = {"kept": lambda: aside.rename(path), "dropped": Path(f"{path}.json").unlink}[what]
+    monkeypatch.setattr("time.sleep", lambda _: end())
+
+    assert [] == inspect(store)
+
+
+def test_a_damaged_bucket_json_is_found(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3mini, "SECOND_LOOK_SECONDS", 0)
+    Path(store.room, "bucket.json").write_bytes(b'{"v": 1, "cre')
+
+    assert [("damaged", ".s3mini/bucket.json")] == inspect(store)
+
+
+@pytest.fixture
+def deny(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
+    """deny(path, os.W_OK): this user may not do that with it. Root always may."""
+    denied: dict[int, int] = {}
+
+    def access(path: str, mode: int, **_: object) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return not mode & denied.get(os.stat(path).st_ino, 0)
+        return False
+
+    monkeypatch.setattr(os, "access", access)
+    return lambda path, mode: denied.update({path.stat().st_ino: mode})
+
+
+NEEDED = [
+    (".", os.W_OK), ("folder", os.W_OK), (".s3mini", os.W_OK), (".s3mini/tmp", os.W_OK),
+    (".s3mini/locks/make", os.W_OK), (".s3mini/versions", os.R_OK),
+    (".s3mini/bucket.json", os.R_OK),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("is_read_only", [False, True])
+@pytest.mark.parametrize(("name", "mode"), NEEDED)
+def test_what_the_server_needs_and_may_not_use_is_found(
+    store: s3mini.Store, kept: list[str], deny: Callable[[Path, int], None],
+    monkeypatch: pytest.MonkeyPatch, name: str, mode: int, is_read_only: bool,
+) -> None:
+    """After a restore as root every PUT is a 500. What nobody can write is another matter."""
+    put(store, "folder/a", b"content", "name")
+    monkeypatch.setattr(s3mini, "is_read_only", lambda _: is_read_only)
+    deny(Path(store.root, name), mode)
+
+    is_found = mode != os.W_OK or not is_read_only
+    assert ([("locked-out", name)] if is_found else []) == inspect(store, deep=True)
+
+
+def test_another_users_file_that_cannot_be_kept_is_found(
+    store: s3mini.Store, deny: Callable[[Path, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link to it is all that a version is; who replaces it needs no right to it."""
+    put(store, "a", b"content", "name")
+    deny(Path(store.root, "a"), os.W_OK)
+    monkeypatch.setattr(s3mini, "links_need_owner", lambda: True)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert [] == inspect(store)
+    store.keep = 3600
+
+    assert [("locked-out", "a")] == inspect(store)
+
+
+def test_a_bucket_that_may_not_be_looked_into_hides_no_other(
+    server: Server, bucket: str, s3: Client, folder: Path, monkeypatch: pytest.MonkeyPatch,
+    deny: Callable[[Path, int], None],
+) -> None:
+    make_changed(s3, folder)
+    real = s3mini.Store.about
+
+    def about(store: s3mini.Store) -> Any:
+        if store.root.endswith("/media"):
+            raise PermissionError(errno.EACCES, "not for you", store.root)
+        return real(store)
+
+    monkeypatch.setattr(s3mini.Store, "about", about)
+    deny(Path(server.data, "media", ".s3mini", "bucket.json"), os.R_OK)
+    done = run(server, "check", "--json")
+    listed = run(server, "manifest")
+
+    lines = [json.loads(line) for line in done.out.splitlines()[:-1]]
+    assert {("media", "locked-out"), (bucket, "changed")} <= {
+        (line["bucket"], line["kind"]) for line in lines}
+    assert (1, 1) == (listed.code, listed.err.count("\n"))
+    assert f"{bucket}/a" in listed.out
 
 
 def test_its_exit_codes_are_for_scripts(
