@@ -287,6 +287,17 @@ def error_of_disk(why: OSError) -> S3Error:
     return S3Error("InternalError")
 
 
+def trouble_of(why: OSError) -> str:
+    """What the log says of it, and what to do."""
+    advice = ""
+    if isinstance(why, PermissionError):
+        advice = "; the server's user must own what lies below its folder"
+    elif why.errno == errno.EXDEV:
+        advice = ("; a bucket is one file system: what is mounted in it needs a bucket of its own, "
+                  "with path =")
+    return f"{type(why).__name__}: {why}{advice}"
+
+
 class ConfigError(Exception):
     """A mistake of the operator: one sentence with the place and what to do."""
 
@@ -5972,6 +5983,8 @@ FINDINGS = {  # kind: what it means, and what --repair does
     "unreadable": "the server's user may not read it; change its owner or mode",
     "locked-out": "this user may not read, write or enter it, as the server must; chown it to the "
     "server's user, or run this as that user",
+    "mounted": "another disk within the bucket, which cannot store there; give it a bucket of its "
+    "own, with path =",
     "broken": "the disk cannot read it; restore it from a backup",
 }
 
@@ -6125,13 +6138,14 @@ class Inspector:
         return finding._replace(mended=True)
 
     def _tree(self) -> Iterator[Finding]:
-        todo: list[tuple[str, ...]] = [()]
+        todo: list[tuple[tuple[str, ...], int]] = [((), 0)]
         while todo:
-            names = todo.pop()
+            names, disk_above = todo.pop()
             with contextlib.ExitStack() as opened:
                 try:
                     folder = opened.enter_context(self.store.folder(names))
                     files, sidecars, below = self._names_in(folder)
+                    disk = folder.stat(".").st_dev
                 except GONE:
                     continue
                 except PermissionError:
@@ -6139,7 +6153,9 @@ class Inspector:
                         yield Finding("unreadable", "/".join(names))
                     continue
                 yield from self._locked_out(folder.path, FOLDER)
-                todo += [(*names, name) for name in below if names or name != ROOM]
+                if names and disk != disk_above:
+                    yield Finding("mounted", "/".join(names), "", False)
+                todo += [((*names, name), disk) for name in below if names or name != ROOM]
                 yield from self._folder(folder, names, files, sidecars)
 
     def _names_in(self, folder: Folder) -> tuple[set[str], set[str], set[str]]:
@@ -6986,7 +7002,7 @@ def delete_objects(req: Request) -> Response:
     for i, item in enumerate(items):
         found = refused[i] if i in refused else next(done)
         if isinstance(found, OSError):
-            req.troubles.append(f"{type(found).__name__}: {found}")
+            req.troubles.append(trouble_of(found))
             found = error_of_disk(found)
         named = [("Key", item.key[:MAX_KEY])]  # all of a key that there can be
         named += [("VersionId", item.version_id[:MAX_KEY])] if item.version_id else []
@@ -7693,7 +7709,7 @@ def answer_in_time(req: Request, work: Callable[[], Response]) -> Response:
 def late_error(why: object, troubles: list[str]) -> S3Error:
     """What a client is told of what went wrong behind a 200; `troubles` has the rest."""
     if isinstance(why, OSError):
-        troubles.append(f"{type(why).__name__}: {why}")
+        troubles.append(trouble_of(why))
         return error_of_disk(why)
     import traceback
 
@@ -8663,9 +8679,7 @@ class App:
             answer.response = error_response(why, answer.resource, call.id)
         except OSError as why:
             error = error_of_disk(why)
-            answer.code, answer.troubles = error.code, [f"{type(why).__name__}: {why}"]
-            if isinstance(why, PermissionError):
-                answer.troubles.append("the server's user must own what lies below its folder")
+            answer.code, answer.troubles = error.code, [trouble_of(why)]
             answer.response = error_response(error, answer.resource, call.id)
         headers = answer.response.headers
         headers["x-amz-request-id"] = headers["x-amz-id-2"] = call.id

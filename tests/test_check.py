@@ -210,7 +210,7 @@ MAKERS = {  # a name: (how it is made, its kind, the flags that find it, whether
 
 def test_every_kind_of_finding_is_made_here() -> None:
     made = {kind for _, kind, _, _ in MAKERS.values()}
-    others = {"unreadable", "locked-out", "broken"}  # root reads all, and this disk: see below
+    others = {"unreadable", "locked-out", "broken", "mounted"}  # needs another user, or disk
     assert set(s3mini.FINDINGS) == {*made, *others}
 
 
@@ -671,6 +671,25 @@ def test_what_the_server_needs_and_may_not_use_is_found(
 
     is_found = mode != os.W_OK or not is_read_only
     assert ([("locked-out", name)] if is_found else []) == inspect(store, deep=True)
+
+
+def test_a_disk_that_is_mounted_within_a_bucket_is_found_once(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("a", "disk/b", "disk/folder/c", "other/d"):
+        put(store, key, b"content", "name")
+    Path(store.root, "disk", "folder", "50%zz").touch()
+    real = s3mini.Folder.stat
+
+    def stat(folder: s3mini.Folder, name: str) -> Any:
+        info = real(folder, name)
+        if name == "." and folder.path.startswith(f"{store.root}/disk"):
+            return os.stat_result((*info[:2], info.st_dev + 1, *info[3:10]))
+        return info
+
+    monkeypatch.setattr(s3mini.Folder, "stat", stat)
+
+    assert [("mounted", "disk"), ("no-key", "disk/folder/50%zz")] == inspect(store)
 
 
 def test_another_users_file_that_cannot_be_kept_is_found(

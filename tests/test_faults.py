@@ -1049,3 +1049,14 @@ def test_errors_of_the_disk_have_their_s3_codes() -> None:
     }
 
     assert codes == {n: s3mini.error_of_disk(OSError(n, "why")).code for n in codes}
+
+
+@pytest.mark.parametrize(("error", "advice"), [
+    (errno.EXDEV, "a bucket of its own, with path ="),
+    (errno.EACCES, "must own what lies below its folder"),
+    (errno.EIO, "")])
+def test_the_log_says_what_to_do_about_a_disk(error: int, advice: str) -> None:
+    said = s3mini.trouble_of(OSError(error, "why"))
+
+    assert said.startswith(("OSError: [Errno ", "PermissionError: [Errno "))
+    assert said.endswith(advice or "why")
