@@ -586,9 +586,12 @@ class IniReader:
     a sentence needs one.
     """
 
-    def __init__(self, text: str, source: str, folder: str, data: str = ""):
+    def __init__(
+        self, text: str, source: str, folder: str, data: str = "", to_serve: bool = True
+    ):
         self.text, self.source, self.folder = text, source, folder
         self.data = data  # the data folder, whatever the file says
+        self.to_serve = to_serve  # else no secret is looked up, and a disk may be away
         self.tables: dict[str, dict[str, str]] = {}  # section -> its own options, as written
         self.private = [os.path.join(folder, os.path.basename(source))]  # nobody is to fetch them
 
@@ -683,13 +686,16 @@ class IniReader:
             self.fail(name, "path",
                       f"path in [{name}]: a folder of its own needs a bucket of its own")
         # Never made here: where its disk is not mounted the objects would go to another one. [ours]
-        if found["path"] and not os.path.isdir(found["path"]):
+        if self.to_serve and found["path"] and not os.path.isdir(found["path"]):
             self.fail(name, "path", f"path in [{name}]: there is no folder {found['path']}; make "
                       "it, or mount its disk")
         return Section(name=name, pattern=pattern, **found)
 
     def secret(self, section: str, text: str) -> str:
         """The secret itself, "env:NAME" and "file:PATH" looked up. Raises ConfigError."""
+        if not self.to_serve:
+            return text and "not looked up"
+        where = f"secret_key in [{self.home(section, 'secret_key')}]: "
         kind, _, place = text.partition(":")
         found = text
         if kind == "env":
@@ -707,8 +713,7 @@ class IniReader:
                           else "let it hold the secret")
                 trouble = f"cannot read {self.absolute(place)}: {reason}; {advice}"
         if text and not found:
-            self.fail(section, "secret_key",
-                      f"secret_key in [{self.home(section, 'secret_key')}]: {trouble}")
+            self.fail(section, "secret_key", f"{where}{trouble}")
         return found
 
     def check_sections(self, sections: tuple[Section, ...]) -> None:
@@ -820,19 +825,43 @@ def near(word: str, known: Mapping[str, object]) -> str:
     return f"; did you mean {next(k for k in known if k.lower() == found[0])}?" if found else ""
 
 
-def load_config(path: str, data: str = "") -> Config:
-    """The configuration a file declares, maybe with another data folder. Raises ConfigError."""
+def user_name(number: int) -> str:
+    """As sudo wants it."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"'#{number}'"
+
+
+def whose(path: str) -> str:
+    """What to do about a file that this user may not read: it may be the server's, or root's."""
+    path = os.path.abspath(path)
+    while path != os.path.dirname(path) and not os.path.exists(path):  # for all that we can see
+        path = os.path.dirname(path)
+    owner = os.stat(path).st_uid
+    if not hasattr(os, "geteuid") or owner in (0, os.geteuid()):
+        return "let the server's user own it"
+    return f"run this as its owner, with `sudo -u {user_name(owner)}` before it"
+
+
+def load_config(path: str, data: str = "", to_serve: bool = True) -> Config:
+    """The configuration a file declares, maybe with another data folder. Raises ConfigError.
+
+    What is not `to_serve` has no secrets, and the folders of its buckets need not be there.
+    """
     try:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read()
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not a UTF-8 text file; save it as UTF-8") from None
     except OSError as why:
-        advice = ("let this user read it" if isinstance(why, PermissionError) else
-                  "give another with --config")
+        advice = (whose(path) if isinstance(why, PermissionError) else
+                  "give another with --config; `python3 s3mini.py` alone writes a first one")
         raise ConfigError(f"cannot read {path}: {why.strerror}; {advice}") from None
     folder = os.path.dirname(os.path.abspath(path))
-    return IniReader(text, path, folder, data and os.path.abspath(data)).read()
+    return IniReader(text, path, folder, data and os.path.abspath(data), to_serve).read()
 
 
 # ==================================================================================================
@@ -10132,7 +10161,7 @@ def raise_limit() -> None:
 
 
 def check_file_names() -> None:
-    """Raises ConfigError."""
+    """Raises ConfigError where Python would write a key's name in another coding."""
     if sys.getfilesystemencoding().lower().replace("-", "") != "utf8":
         raise ConfigError("file names must be UTF-8 here; set PYTHONUTF8=1 or LANG=C.UTF-8")
 
@@ -10248,18 +10277,22 @@ def make_dev_buckets(config: Config, names: list[str]) -> None:
             raise ConfigError(f"{name!r}: {why}") from None
 
 
-def chosen_buckets(options: Any) -> Iterator[tuple[str, Store]]:
+def chosen_buckets(config: Config, bucket: str) -> Iterator[tuple[str, Store]]:
     """The buckets that a command is about: the one named, or all. Raises ConfigError.
 
     Where one is not there, not before the others had their turn.
     """
-    config = chosen_config(options)
+    check_file_names()
     buckets = Buckets(config, Disk(config.durability == "disk"))
     try:
-        names = [options.bucket] if options.bucket else buckets.names()
+        names = [bucket] if bucket else buckets.names()
     except OSError as why:
-        raise ConfigError(f"cannot use the data folder {config.data}: {why.strerror}; --data names "
-                          "another") from None
+        advice = (whose(config.data) if isinstance(why, PermissionError) else
+                  "--data names another")
+        raise ConfigError(f"cannot use the data folder {config.data}: {why.strerror}; {advice}"
+                          ) from None
+    if not names:
+        sys.stderr.write(f"s3mini: no bucket is in {config.data}; --data names another folder\n")
     trouble = ""
     for name in names:
         try:
@@ -10274,7 +10307,8 @@ def chosen_buckets(options: Any) -> Iterator[tuple[str, Store]]:
             check_user(store.room)
             yield name, store
             continue
-        trouble = f"the bucket {name!r} is not there: the server has yet to make {store.root}"
+        trouble = (f"the bucket {name!r} is not there: {store.room}/bucket.json is not; mount its "
+                   "disk, or start the server anew, which makes it")
     if trouble:
         raise ConfigError(trouble)
 
@@ -10283,13 +10317,7 @@ def check_user(path: str) -> None:
     """Raises ConfigError for root, where the server is another: it could not read root's files."""
     if not hasattr(os, "geteuid") or os.geteuid() or not os.stat(path).st_uid:
         return
-    owner = os.stat(path).st_uid
-    import pwd
-
-    try:
-        name = pwd.getpwuid(owner).pw_name
-    except KeyError:
-        name = f"'#{owner}'"  # as a shell wants it
+    name = user_name(os.stat(path).st_uid)
     raise ConfigError(f"{path} is {name}'s: a server of that user could not read what root writes "
                       f"there; run this as that user, with `sudo -u {name}` before it")
 
@@ -10327,7 +10355,8 @@ def command_check(options: Any) -> int:
     found, left, files = 0, 0, 0
     missing: Optional[ConfigError] = None
     try:
-        for name, store in chosen_buckets(options):
+        config = load_config(options.config, options.data, to_serve=False)
+        for name, store in chosen_buckets(config, options.bucket):
             meter = Meter(store.held() if options.deep else 0)
             for finding in Inspector(store, options.deep, options.repair, meter.add).run():
                 found, left = found + 1, left + (not finding.mended)
@@ -10365,7 +10394,7 @@ def on_terminal(text: str) -> str:
 
 
 def command_manifest(options: Any) -> int:
-    """Print a file for md5sum -c or sha256sum -c, to be run in the same folder."""
+    """Print a file for md5sum -c or sha256sum -c, to be run in the data folder or its copy."""
     code = 0
 
     def tell(why: OSError) -> None:
@@ -10374,25 +10403,28 @@ def command_manifest(options: Any) -> int:
             code = 1
             sys.stderr.write(f"s3mini: {why}\n")
 
-    for _, store in chosen_buckets(options):
+    config = load_config(options.config, options.data, to_serve=False)
+    for _, store in chosen_buckets(config, options.bucket):
         deque(os.walk(store.root, onerror=tell), 0)  # a listing leaves those out
         try:
-            for line in manifest_of(store, options.sha256, tell):
-                print(line)
+            for digest, path in digests(store, options.sha256, tell):
+                print(manifest_line(digest, os.path.relpath(path, config.data)))
         except PermissionError as why:
             tell(why)
     return code
 
 
-def manifest_of(store: Store, sha256: bool, tell: Callable[[OSError], None]) -> Iterator[str]:
-    """The lines of a bucket; `tell` is called with what hides a file. Raises OSError."""
+def digests(
+    store: Store, sha256: bool, tell: Callable[[OSError], None]
+) -> Iterator[tuple[str, str]]:
+    """(digest, path) of a bucket's objects; `tell` gets what hides one of them. Raises OSError."""
     for item in store.scan("", Cursor()):
         entry = store.peek(item)
         if entry:
             path = os.path.join(item.folder.path, item.name)
             known, algorithm = (("", hashlib.sha256) if sha256 else (entry.md5, hashlib.md5))
             try:
-                yield manifest_line(known or hash_path(path, algorithm), os.path.relpath(path))
+                yield known or hash_path(path, algorithm), path
             except FileNotFoundError:
                 pass  # it was deleted meanwhile
             except OSError as why:
@@ -10420,7 +10452,8 @@ def command_undelete(options: Any) -> int:
     except ValueError as why:
         raise ConfigError(f"--since: {why}") from None
     count = failed = 0
-    for name, store in chosen_buckets(options):
+    config = load_config(options.config, options.data, to_serve=False)
+    for name, store in chosen_buckets(config, options.bucket):
         if not store.keep:
             raise ConfigError(f"[{name}] keeps nothing; keep = 7d in buckets.ini would")
         for version in store.lost(options.prefix, since):
@@ -10563,8 +10596,12 @@ def main(argv: Optional[list[str]] = None) -> int:
     except BrokenPipeError:  # who read it has enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing at the exit either
         return 141
-    except (ConfigError, OSError) as why:
+    except ConfigError as why:
         sys.stderr.write(f"s3mini: {why}\n")
+        return 2
+    except OSError as why:
+        is_refused = isinstance(why, PermissionError) and isinstance(why.filename, str)
+        sys.stderr.write(f"s3mini: {why}{'; ' + whose(why.filename) if is_refused else ''}\n")
         return 2
     except KeyboardInterrupt:
         return 130

@@ -15,7 +15,8 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from types import SimpleNamespace
+from typing import Any, Callable, Union
 
 import pytest
 from conftest import PROGRAM, Server, flip
@@ -41,7 +42,7 @@ class Ran:
     err: str
 
 
-def run(server: Server, *arguments: str) -> Ran:
+def run(server: Union[Server, SimpleNamespace], *arguments: str) -> Ran:
     """A command of s3mini, in this process: starting another takes a second each time."""
     command = [*arguments, "--config", str(server.config), "--data", str(server.data)]
     out, err = io.StringIO(), io.StringIO()
@@ -514,6 +515,43 @@ def test_a_large_file_by_hand_that_tar_restored_is_not_damaged(
     assert etag == s3mini.Store(store.root, store.disk).head("k").etag
 
 
+@pytest.mark.parametrize("command", ["check", "manifest", "undelete"])
+def test_what_only_the_server_needs_stops_no_command(tmp_path: Path, command: str) -> None:
+    """In the hour of need: a secret that systemd sets, another bucket's disk."""
+    data, config = tmp_path / "data", tmp_path / "buckets.ini"
+    config.write_text("[media]\naccess_key = k\nsecret_key = env:S3MINI_NOT_SET\nkeep = 7d\n"
+                      "[other]\naccess_key = k\nsecret_key = file:nowhere\npath = away\n")
+    s3mini.Store(str(data / "media"), s3mini.Disk(False)).create()
+    ran = run(SimpleNamespace(config=config, data=data), command, "media")
+    lost = run(SimpleNamespace(config=config, data=data), "check")
+
+    assert (0, "") == (ran.code, ran.err)
+    assert (2, True) == (lost.code, f"{tmp_path}/away/.s3mini/bucket.json is not" in lost.err)
+    with pytest.raises(s3mini.ConfigError, match="S3MINI_NOT_SET"):
+        s3mini.load_config(str(config))
+
+
+def test_it_says_where_it_found_no_bucket(tmp_path: Path) -> None:
+    config = tmp_path / "buckets.ini"
+    config.write_text("[*]\naccess_key = k\nsecret_key = s\n")
+    ran = run(SimpleNamespace(config=config, data=tmp_path), "check")
+
+    assert (0, "0 files, 0 findings\n") == (ran.code, ran.out)
+    assert f"no bucket is in {tmp_path}" in ran.err
+
+
+@pytest.mark.parametrize("command", ["check", "manifest", "undelete"])
+def test_where_file_names_are_not_utf8_no_command_runs(
+    server: Server, bucket: str, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """What undelete brought back had another name on the disk, and no key."""
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "iso-8859-1")
+    ran = run(server, command, bucket)
+
+    assert (2, "") == (ran.code, ran.out)
+    assert "PYTHONUTF8=1" in ran.err
+
+
 def test_a_bucket_that_is_not_there_hides_no_other(server: Server, bucket: str, s3: Client) -> None:
     make_changed(s3, Path(server.data, bucket))
     text = server.config.read_text()
@@ -894,9 +932,9 @@ def test_a_manifest_is_what_coreutils_check(
     multipart(s3, "m", b"x" * (5 * MIB), b"y")
     with (folder / "large").open("wb") as file:
         file.truncate(s3mini.ADOPT_BYTES + 1)  # its MD5 is not known
-    monkeypatch.chdir(server.data)
     manifest = run(server, "manifest", bucket, *flags)
     assert (0, "") == (manifest.code, manifest.err)
+    monkeypatch.chdir(server.data)  # or a copy of it; the command runs anywhere
 
     def coreutils() -> subprocess.CompletedProcess[bytes]:
         command = [program, "--check", "--strict"]
