@@ -380,6 +380,8 @@ def parse_domains(text: str) -> tuple[str, ...]:
     for name in parse_hosts(text):
         if ":" in name:
             raise ValueError(f"{name!r} has a port; a domain counts at every one: leave it out")
+        if name.startswith("."):  # it would match nothing
+            raise ValueError(f"{name!r} begins with a dot; write {name.lstrip('.')}")
     return tuple(sorted(parse_hosts(text), key=len, reverse=True))  # the nearest one counts
 
 
@@ -645,6 +647,9 @@ class IniReader:
         found = {}
         for option in known.values():
             text = table.get(option.name, option.default)
+            if re.fullmatch(r"""(?s)(["']).*\1""", text):
+                self.fail(section, option.name, f"{option.name} in [{section}]: quotes would be a "
+                          "part of the value; take them away")
             if "\n" in text and option.parse not in LISTS:
                 self.fail(section, option.name, f"{option.name} in [{section}]: the line below is "
                           "further in and goes on with it; begin both at the left")
@@ -697,6 +702,11 @@ class IniReader:
             return text and "not looked up"
         where = f"secret_key in [{self.home(section, 'secret_key')}]: "
         kind, _, place = text.partition(":")
+        if kind not in ("env", "file") and kind.lower() in ("env", "file"):
+            self.fail(section, "secret_key", f"{where}write {kind.lower()}: in small letters")
+        if re.search(r"\s[#;]", text):
+            self.fail(section, "secret_key", f"{where}a comment has a line of its own; move what "
+                      "stands behind the secret")
         found = text
         if kind == "env":
             found = os.environ.get(place, "").strip()
@@ -6509,6 +6519,10 @@ class Buckets:
 
         Gives what went wrong with a single bucket, in sentences: the others are served.
         """
+        for path in (self.config.data, *map(self._root, self._declared)):
+            if os.path.islink(path) and not os.path.exists(path):
+                raise ConfigError(f"{path} is a link to {os.readlink(path)}, which is not there; "
+                                  "mount its disk")
         self.disk.make_folders(self.config.data)
         for name, (section, _) in self._declared.items():
             try:
@@ -10125,11 +10139,13 @@ def settings(access_key: str, secret_key: str, bucket: str) -> str:
 
 
 def warn_of_readers(path: str) -> None:
-    """Say so when others can read the secrets."""
+    """Say so when others can read the secrets; and not so that the server is locked out."""
     with contextlib.suppress(OSError):
         info = os.stat(path)
         if os.name != "nt" and stat.S_ISREG(info.st_mode) and info.st_mode & 0o004:
-            warn(f"everybody can read {path}, and its keys; chmod 640 {path}")
+            is_own = 0 != os.geteuid() == info.st_uid
+            first = "" if is_own else "let the server's user own it, then "
+            warn(f"everybody can read {path}, and its keys; {first}chmod 640 {path}")
 
 
 def warn_of_settings(config: Config) -> None:
@@ -10269,8 +10285,13 @@ def dev_config(listen: str, data: str) -> Config:
 def make_dev_buckets(config: Config, names: list[str]) -> None:
     """Raises ConfigError."""
     buckets = Buckets(config, Disk(False))
-    os.makedirs(config.data, exist_ok=True)
+    try:
+        os.makedirs(config.data, exist_ok=True)
+    except OSError as why:
+        raise ConfigError(f"cannot use the data folder {config.data}: {why.strerror}") from None
     for name in names:
+        if not is_bucket_name(name):
+            raise ConfigError(f"{name!r} is not a bucket name: 3 to 63 of a-z 0-9 . -")
         try:
             buckets.create(name, DEV_KEYS["access_key"])
         except S3Error as why:

@@ -332,7 +332,8 @@ def test_dev_keeps_a_folder_that_it_is_given(start: Start, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["dev", "Bad_Name", "--listen", "127.0.0.1:0"], ["Bad_Name"]),
+        (["dev", "Bad_Name", "--listen", "127.0.0.1:0"], ["Bad_Name", "3 to 63 of a-z"]),
+        (["dev", "--data", "/dev/null", "--listen", "127.0.0.1:0"], ["data folder /dev/null"]),
         (["dev", "--listen", "9000"], ["--listen", "9000", "127.0.0.1:9000"]),
         (["dev", "--listen", "203.0.113.1:1"], ["203.0.113.1:1"]),
         (["serve"], ["buckets.ini", "--config"]),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import PROGRAM, Serve
@@ -259,6 +261,24 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
         GOOD + "cors = https://app.example.com/\n", 4, ["slash", "write https://app.example.com"]),
     "a port alone": ("[SERVER]\nlisten = :9000\n" + GOOD, 2, ["':9000'", "write 0.0.0.0:9000"]),
     "too many workers": ("[SERVER]\nworkers = 100\n" + GOOD, 2, ["'100'", "1 to 99"]),
+    "quotes": (GOOD + 'public = "images/"\n', 4, ["public in [media]", "quotes", "away"]),
+    "quotes around a key": (
+        "[media]\naccess_key = 'k'\nsecret_key = s\n", 2, ["access_key in [media]", "quotes"]),
+    "a comment behind a secret": (
+        "[DEFAULT]\nsecret_key = wonderful  # note\n[media]\naccess_key = k\n",
+        2,
+        ["secret_key in [DEFAULT]", "comment", "line of its own"],
+    ),
+    "a file in capitals": (
+        "[media]\naccess_key = k\nsecret_key = FILE:/etc/x\n",
+        3,
+        ["secret_key in [media]", "write file: in small letters"],
+    ),
+    "a variable in capitals": (
+        "[media]\naccess_key = k\nsecret_key = Env:X\n", 3, ["write env: in small letters"]),
+    "a domain with a dot before it": (
+        "[SERVER]\ndomain = .s3.localhost\n" + GOOD, 2, ["'.s3.localhost'", "write s3.localhost"]
+    ),
     "no data folder": ("[SERVER]\ndata =\n" + GOOD, 2, ["data in [SERVER]", "s3mini-data"]),
     "a key that is no ASCII": (
         "[media]\naccess_key = ä\nsecret_key = s\n", 2, ["access_key in [media]: ASCII"]),
@@ -484,6 +504,70 @@ def test_config_warns_of_a_file_that_everybody_can_read(tmp_path: Path) -> None:
         assert 0 == done.returncode
         assert warned in done.stderr
         assert bool(warned) == bool(done.stderr)
+
+
+def give(monkeypatch: pytest.MonkeyPatch, path: Path, owner: int) -> None:
+    """Let the file be another user's, as chown does for root."""
+    real = os.stat
+
+    def stat(name: Any, *arguments: Any, **named: Any) -> os.stat_result:
+        info = real(name, *arguments, **named)
+        return os.stat_result((*info[:4], owner, *info[5:10])) if name == str(path) else info
+
+    monkeypatch.setattr(os, "stat", stat)
+
+
+@pytest.mark.parametrize(("user", "owner", "first"), [
+    (1000, 1000, ""), (1000, 0, "let the server's user own it, then "),
+    (0, 0, "let the server's user own it, then ")])
+def test_to_do_as_it_is_warned_locks_no_server_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    user: int, owner: int, first: str,
+) -> None:
+    path = tmp_path / "buckets.ini"
+    path.touch(0o644)
+    give(monkeypatch, path, owner)
+    monkeypatch.setattr(os, "geteuid", lambda: user, raising=False)
+    s3mini.warn_of_readers(str(path))
+
+    assert f" its keys; {first}chmod 640 {path}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("owner", "advice"), [
+    (0, "let the server's user own it"), (54321, "with `sudo -u '#54321'` before it")])
+def test_who_may_not_read_the_file_is_told_who_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, advice: str
+) -> None:
+    """To open the secrets to whoever runs a command is no advice."""
+    path, real_open = tmp_path / "buckets.ini", open
+    path.touch()
+    give(monkeypatch, path, owner)
+
+    def fake_open(name: str, *arguments: object, **named: object) -> object:
+        if name == str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+        return real_open(name, *arguments, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("builtins.open", fake_open)
+    with pytest.raises(s3mini.ConfigError) as caught:
+        s3mini.load_config(str(path))
+
+    assert f"cannot read {path}: Permission denied; " in str(caught.value)
+    assert str(caught.value).endswith(advice)
+
+
+def test_a_link_to_a_disk_that_is_not_mounted_is_named(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD)
+    Path(config.data).mkdir()
+    media = Path(config.data, "media")
+    media.symlink_to(tmp_path / "mnt" / "media")
+    for link in (media, Path(config.data)):
+        with pytest.raises(s3mini.ConfigError, match=f"{link} is a link to .*/mnt.*mount its disk"):
+            s3mini.Buckets(config, s3mini.Disk(False)).prepare()
+        if link == media:
+            media.unlink()
+            Path(config.data).rmdir()
+            Path(config.data).symlink_to(tmp_path / "mnt")
 
 
 def test_an_unmounted_disk_is_not_served(tmp_path: Path) -> None:
