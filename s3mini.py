@@ -6020,8 +6020,8 @@ FINDINGS = {  # kind: what it means, and what --repair does
     "no-key": "a file whose name no key maps to: S3 does not see it; rename it",
     "shadowed": "NAME% beside NAME, which S3 sees alone; move one of them",
     "unreadable": "the server's user may not read it; change its owner or mode",
-    "locked-out": "this user may not read, write or enter it, as the server must; chown it to the "
-    "server's user, or run this as that user",
+    "locked-out": "this user may not read, write or enter it, as the server must; chown it and all "
+    "below to the server's user, or run this as that user",
     "mounted": "another disk within the bucket, which cannot store there; give it a bucket of its "
     "own, with path =",
     "broken": "the disk cannot read it; restore it from a backup",
@@ -6096,7 +6096,10 @@ class Inspector:
         return may(path, need & ~os.W_OK if self._is_read_only else need)
 
     def _locked_out(self, path: str, need: int) -> Iterator[Finding]:
-        if not self._may(path, need) and os.path.exists(path):  # else it went meanwhile
+        """Not below a folder of which the same is told: a restore as root has a million files."""
+        if self._may(path, need) or not os.path.exists(path):  # it went meanwhile
+            return
+        if path == self.store.root or self._may(os.path.dirname(path), FOLDER):
             yield Finding("locked-out", os.path.relpath(path, self.store.root), "", False)
 
     def _room(self) -> Iterator[Finding]:
@@ -6132,7 +6135,7 @@ class Inspector:
             detail = "the bucket's owner, tags and CORS are not known"
             yield Finding("damaged", f"{ROOM}/bucket.json", detail, False)
         for upload in filter(UPLOAD_ID.fullmatch, self._list("uploads")):
-            detail, read = "it cannot be ended, nor expires", self.store.read_upload
+            detail, read = "it cannot end or expire; or remove its folder", self.store.read_upload
             yield from self._note(f"uploads/{upload}/upload.json", detail, read, upload)
         for path in self._kept():
             name, detail = os.path.relpath(path, self.store.room), "undelete cannot bring it back"
@@ -10329,7 +10332,7 @@ def chosen_buckets(config: Config, bucket: str) -> Iterator[tuple[str, Store]]:
             yield name, store
             continue
         trouble = (f"the bucket {name!r} is not there: {store.room}/bucket.json is not; mount its "
-                   "disk, or start the server anew, which makes it")
+                   "disk, or restart the server, which makes it")
     if trouble:
         raise ConfigError(trouble)
 

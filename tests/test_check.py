@@ -711,6 +711,18 @@ def test_what_the_server_needs_and_may_not_use_is_found(
     assert ([("locked-out", name)] if is_found else []) == inspect(store, deep=True)
 
 
+def test_below_what_the_server_may_not_use_not_each_file_is_named(
+    store: s3mini.Store, kept: list[str], deny: Callable[[Path, int], None]
+) -> None:
+    """All of it is root's, after a restore as root."""
+    put(store, "folder/a/b", b"content", "name")
+    for name in ("folder", "folder/a", ".s3mini/versions", os.path.dirname(kept[0]), *kept):
+        deny(Path(store.root, name), os.R_OK | os.W_OK | os.X_OK)
+
+    names = [".s3mini/versions", "folder"]
+    assert [("locked-out", name) for name in names] == inspect(store)
+
+
 def test_a_disk_that_is_mounted_within_a_bucket_is_found_once(
     store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
