@@ -6037,8 +6037,10 @@ def may(path: str, need: int) -> bool:
 
 
 def is_read_only(path: str) -> bool:
-    """Whether its disk is mounted so."""
-    return hasattr(os, "statvfs") and os.statvfs(path).f_flag & os.ST_RDONLY != 0
+    """Whether its disk is mounted so, for all that we may know."""
+    with contextlib.suppress(OSError):
+        return hasattr(os, "statvfs") and os.statvfs(path).f_flag & os.ST_RDONLY != 0
+    return False
 
 
 def links_need_owner() -> bool:
@@ -6105,7 +6107,8 @@ class Inspector:
     def _room(self) -> Iterator[Finding]:
         """What the server may not use of what is its own."""
         room = self.store.room
-        yield from self._locked_out(self.store.root, os.R_OK | os.X_OK)
+        if not self._may(self.store.root, os.R_OK | os.X_OK):  # it may lie in what is locked too
+            yield Finding("locked-out", ".", "", False)
         yield from self._locked_out(room, FOLDER)
         for path, folders, files in os.walk(room):
             for name in folders:

@@ -742,6 +742,21 @@ def test_a_disk_that_is_mounted_within_a_bucket_is_found_once(
     assert [("mounted", "disk"), ("no-key", "disk/folder/50%zz")] == inspect(store)
 
 
+def test_a_bucket_in_a_folder_that_the_server_may_not_enter_is_found(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "not for you")
+
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    for name in ("scandir", "stat", "statvfs"):
+        monkeypatch.setattr(os, name, refuse)
+    found = inspect(store)
+    monkeypatch.undo()
+
+    assert [("locked-out", ".")] == found
+
+
 def test_another_users_file_that_cannot_be_kept_is_found(
     store: s3mini.Store, deny: Callable[[Path, int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
