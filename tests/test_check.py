@@ -837,7 +837,7 @@ def test_a_terminal_is_shown_how_far_it_is(
     assert "" == capsys.readouterr().err
 
     meter.on_terminal, meter._shown = True, -1000.0
-    monkeypatch.setattr(s3mini.time, "monotonic", lambda: meter.began + 30)
+    monkeypatch.setattr(s3mini, "monotonic", lambda: meter.began + 30)
     meter.add(1, s3mini.MIB)
     meter.add(1, s3mini.MIB)  # not again within half a second
     meter.close()

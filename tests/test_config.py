@@ -521,7 +521,7 @@ def give(monkeypatch: pytest.MonkeyPatch, path: Path, owner: int) -> None:
     (1000, 1000, ""), (1000, 0, "let the server's user own it, then "),
     (0, 0, "let the server's user own it, then ")])
 def test_to_do_as_it_is_warned_locks_no_server_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     user: int, owner: int, first: str,
 ) -> None:
     path = tmp_path / "buckets.ini"
@@ -530,7 +530,7 @@ def test_to_do_as_it_is_warned_locks_no_server_out(
     monkeypatch.setattr(os, "geteuid", lambda: user, raising=False)
     s3mini.warn_of_readers(str(path))
 
-    assert f" its keys; {first}chmod 640 {path}\n" in capsys.readouterr().err
+    assert f" its keys; {first}chmod 640 {path}\n" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("owner", "advice"), [

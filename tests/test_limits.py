@@ -487,8 +487,8 @@ def test_what_follows_the_last_request_costs_no_answer_before_it(serve: Serve) -
     client.put("k", b"x" * 300_000)
     with Raw(server) as raw:
         get = request(client, "GET", "k", signed=False)
-        raw.send(get + request(client, "GET", "none", b"", {"connection": "close"}, signed=False))
-        raw.send(get * (100_000 // len(get)))
+        end = request(client, "GET", "none", b"", {"connection": "close"}, signed=False)
+        raw.send(get + end + get * (100_000 // len(get)))
         until(lambda: server.log.count(" GET ") == 2)
         first, last = must(raw.reply()), must(raw.reply())
 
