@@ -3863,7 +3863,7 @@ class NamesOf(NamedTuple):
     """What a folder held at one time."""
 
     ino: int
-    mtime_ns: int  # of the folder; 0 where a change might not have shown in it
+    times: tuple[int, int]  # of a change, see find; (0, 0) where one might not have shown in them
     at: float  # seconds since 1970: all that was acknowledged by then is in it
     took: float  # seconds to read them
     names: Names
@@ -3872,7 +3872,7 @@ class NamesOf(NamedTuple):
 class NamesCache:
     """The names of folders that were listed. Shared by threads; an old one is only dropped.
 
-    A folder's mtime tells a change, but not two within one tick of the disk's clock: names read
+    A folder's times tell a change, but not two within one tick of the disk's clock: names read
     so soon after a change are used again only by later pages of the same listing, and so are those
     that changed since: a page of a million would take a second and a half while somebody writes.
     They are read anew after AGAIN_AFTER times as long as that takes.
@@ -3886,19 +3886,20 @@ class NamesCache:
         """The names now, or at `since` if it is told. None as scan_names has it. Raises OSError."""
         now, began = time.time(), disk_time()  # before the look: it sees what was acknowledged
         info = os.stat(folder.fd if folder.fd is not None else folder.path)
+        times = info.st_mtime_ns, info.st_ctime_ns  # a restore sets back the first one only
         known = self._known.get(folder.path)
         if known and known.ino == info.st_ino:
-            if known.mtime_ns == info.st_mtime_ns:
+            if known.times == times:
                 self._add(folder.path, known._replace(at=now))
                 return known.names
             if since and known.at >= since and now - known.at < AGAIN_AFTER * known.took:
                 return known.names
         names = scan_names(folder, is_root)
         took = time.time() - now
-        settled = info.st_mtime_ns < (began - tick_of(info)) * 1e9
         if names and len(names) >= FEW_NAMES:
-            mtime_ns = info.st_mtime_ns if settled else 0
-            self._add(folder.path, NamesOf(info.st_ino, mtime_ns, now, took, names))
+            settled = max(times) < (began - tick_of(info)) * 1e9
+            kept = NamesOf(info.st_ino, times if settled else (0, 0), now, took, names)
+            self._add(folder.path, kept)
         return names
 
     def _add(self, path: str, found: NamesOf) -> None:

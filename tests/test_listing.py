@@ -441,6 +441,26 @@ def test_a_listing_sees_what_a_restore_put_over_what_was_there(tmp_path: Path) -
     assert [first, first, other, other] == found
 
 
+def test_a_listing_after_a_restore_shows_what_came_since_the_backup(tmp_path: Path) -> None:
+    """The folder's own time is set back as well, by cp -a, rsync -a and tar."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    for number in range(s3mini.FEW_NAMES):
+        put(store, f"p/k{number:03}", b"x", "n")
+    time.sleep(2 * s3mini.MTIME_TICK)
+
+    def listed() -> list[str]:
+        page = s3mini.list_page(store, "p/", "", s3mini.Cursor(), 1000)
+        return [key for key, _ in page.objects]
+
+    before = listed()
+    backup = (tmp_path / "b/p").stat()
+    put(store, "p/new", b"x", "n")
+    os.utime(tmp_path / "b/p", ns=(backup.st_atime_ns, backup.st_mtime_ns))
+
+    assert [*before, "p/new"] == listed()
+
+
 @pytest.mark.parametrize("starts", [True, False])
 def test_of_a_slow_disk_several_files_are_asked_for_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: bool
