@@ -3234,6 +3234,20 @@ class Disk:
     def create(self, path: str) -> int:
         return os.open(path, CHANGE_FLAGS | os.O_CREAT | os.O_EXCL, 0o640)
 
+    def create_temp(self, folder: str) -> tuple[int, str]:
+        """A new file in our folder for them, and its path.
+
+        The folder is empty nearly always: who tidies such up, or restores without them, takes it
+        away. Then it is made again; but not what it lies in, without which the bucket is gone.
+        """
+        path = f"{folder}/{self.spare_name()}"
+        try:
+            return self.create(path), path
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder, 0o750)
+            return self.create(path), path
+
     def reserve(self, fd: int, size: int) -> None:
         """Room for a new, small file of our own: where the disk cannot, glibc writes zeros to it.
 
@@ -3388,8 +3402,7 @@ class Staged:
     def __init__(self, disk: Disk, folder: str, locked: bool = True):
         self.disk = disk
         while True:
-            self.path = f"{folder}/{disk.spare_name()}"
-            self.fd = disk.create(self.path)
+            self.fd, self.path = disk.create_temp(folder)
             if not locked or not HAS_FLOCK:
                 break
             with on_error(os.close, self.fd):
@@ -3466,8 +3479,7 @@ class Late(Staged):
 
     def outlast(self, entry: Entry, old: Optional[Entry]) -> Entry:
         self.__exit__()
-        path = f"{self._folder}/{self.disk.spare_name()}"
-        self.fd, self.path = self.disk.create(path), path
+        self.fd, self.path = self.disk.create_temp(self._folder)
         if old:
             self.disk.reserve(self.fd, len(self._data))
         self.disk.write(self.fd, self._data)
@@ -4343,7 +4355,11 @@ class Store:
         return False
 
     def make_room(self) -> None:
-        """The bucket's own folders, also where a restore dropped the empty ones."""
+        """The bucket's own folders, at the start and once an hour.
+
+        No operation makes that of the locks again, which is never empty: should somebody remove
+        it, who is inside has a lock that nobody else would find.
+        """
         for path in (os.path.join(self.room, name) for name in ("tmp", "uploads", "locks")):
             if not os.path.isdir(path):
                 self.disk.make_folders(path)
@@ -5057,7 +5073,7 @@ class Store:
     def _gave_up(self) -> S3Error:
         """After ROUNDS. Raises NoSuchBucket, FileNotFoundError where that is why."""
         self._check_here()
-        os.stat(self.temp)  # else what is missing is a folder of ours
+        os.stat(self._lock_files)  # else what is missing is a folder of ours
         return S3Error("OperationAborted", "Folders come and go under this key. Try again.")
 
     def _commit_locked(self, place: Place, staged: Staged, sidecar: Sidecar, charged: int) -> Entry:
@@ -5736,7 +5752,7 @@ class Store:
     def create_upload(self, upload: Upload) -> None:
         """Raises InsufficientStorage, OSError."""
         self.check_free(0)
-        with Folder.open(self._uploads) as uploads:
+        with Folder.open(self.room) as room, self._open_or_add(room, "uploads") as uploads:
             with self._add_folder(uploads, upload.id) as folder:
                 if HAS_FLOCK:
                     with contextlib.suppress(FileExistsError):
@@ -5765,11 +5781,15 @@ class Store:
         return f"{self._uploads}/{upload_id}"
 
     def uploads(self) -> list[Upload]:
-        """All uploads under way, by key, then by id, which begins with the time."""
+        """All uploads under way, by key, then by id, which begins with the time.
+
+        Raises NoSuchBucket.
+        """
         found = []
-        for name in os.listdir(self._uploads):
+        for name in list_folder(self._uploads):
             with unless(*BAD_DISK, errno.EACCES, *LINK_ERRORS):  # one hides no other
                 found.append(self.read_upload(name))
+        self._check_here()  # where the folder is missing, the bucket may be
         return sorted((u for u in found if u), key=lambda u: (u.key, u.id))
 
     @contextlib.contextmanager

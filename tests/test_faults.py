@@ -241,7 +241,7 @@ def check_after(store: s3mini.Store, old: Things, new: Things, done: bool) -> No
         allowed = [new[key]] if done and key in new else [old.get(key), new.get(key, old.get(key))]
         assert version in allowed, f"{key}: neither old nor new: {version}"
     assert sorted(k for k, v in found.items() if v) == sorted(listed(sane))
-    assert [] == os.listdir(os.path.join(store.root, *TMP))
+    assert [] == s3mini.list_folder(os.path.join(store.root, *TMP))
 
 
 PUTS = (put_new, put_in_new_folders, put_over, put_below)
@@ -468,12 +468,45 @@ def test_an_upload_that_cannot_be_ended_keeps_no_other(
     assert ids[:1] == [upload.id for upload in store.uploads()]
 
 
-def test_a_missing_folder_of_ours_is_no_fault_of_the_clients(room: Room) -> None:
-    room.is_ordered = True
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("is_ordered", [False, True])
+def test_a_folder_that_was_tidied_up_because_it_was_empty_is_made_again(
+    room: Room, operation: Operation, is_ordered: bool
+) -> None:
+    """By find -type d -empty -delete, by rsync -m, by a restore from git."""
+    room.is_ordered = is_ordered
     store = room.fresh(s3mini.Disk(durable=False))
+    store.keep = 3600
+    if operation is create_upload:
+        store.abort_upload(UPLOAD)
+        os.rmdir(store._uploads)
+        assert [] == store.uploads()
     os.rmdir(store.temp)
-    with pytest.raises(FileNotFoundError, match="tmp"):
-        put_new(store)
+    new = operation(store)
+
+    check_after(store, room.old, new, done=True)
+
+
+def test_nothing_is_made_where_the_room_is_gone(room: Room) -> None:
+    """It is another disk's folder, say: that of its bucket is not mounted."""
+    for operation in (put_new, put_over, create_upload):
+        store = room.fresh(s3mini.Disk(durable=False))
+        shutil.rmtree(store.room)
+        with pytest.raises((s3mini.S3Error, FileNotFoundError)):
+            operation(store)
+        assert not os.path.exists(store.room)
+
+
+def test_a_missing_folder_of_ours_is_no_fault_of_the_clients(room: Room) -> None:
+    """That of the locks is never empty. Whoever removed it, somebody may hold one of them still."""
+    store = room.fresh(s3mini.Disk(durable=False))
+    shutil.rmtree(store._lock_files)
+    for operation in (put_new, update, delete):
+        with pytest.raises(FileNotFoundError, match="locks"):
+            operation(store)
+    store.make_room()
+
+    check_after(store, room.old, put_new(store), done=True)
 
 
 def test_a_missing_folder_of_ours_is_not_a_missing_bucket(serve: Serve) -> None:
