@@ -5236,13 +5236,16 @@ class Store:
             version.check_copy(staged.fd)
             with Folder.open(self.temp) as temp, self._second_name(temp, staged) as name:
                 charged = entry.size if info.st_nlink <= 1 else 0
-                self.commit(version.key, staged, entry, no_check, charged)
-                with (
-                    contextlib.suppress(FileNotFoundError),  # it was too old by now
-                    Folder.open(os.path.dirname(version.path)) as folder,
-                ):
-                    path = os.path.join(temp.path, name)
-                    self.disk.rename(path, folder, os.path.basename(version.path))
+                try:
+                    self.commit(version.key, staged, entry, no_check, charged)
+                    with Folder.open(os.path.dirname(version.path)) as folder:
+                        path = os.path.join(temp.path, name)
+                        self.disk.rename(path, folder, os.path.basename(version.path))
+                except OSError as why:
+                    if not staged.path:  # it was committed: they are two files
+                        self.charge(charged, is_there=True)
+                    if staged.path or not isinstance(why, FileNotFoundError):  # it was too old
+                        raise
 
     @contextlib.contextmanager
     def _second_name(self, temp: Folder, staged: Staged) -> Iterator[str]:
@@ -6003,8 +6006,9 @@ class Store:
         with self._upload_lock(upload) as folder:
             is_done = self._joined(upload) is not None
             size = 0 if is_done else self._size_of_upload(folder, self._parts(folder))
-            self._remove_upload(folder)
+            self._drop(folder, "upload.json")  # from here on nobody else counts what it held
             self.charge(-size)
+            self._remove_upload(folder)
 
     def _remove_upload(self, folder: Folder) -> None:
         """upload.json goes first: without it there is no upload, only files to be cleaned."""

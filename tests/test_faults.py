@@ -642,8 +642,13 @@ def rename(store: s3mini.Store) -> Things:
     return {"x/k": None, "a": OLD_VERSION}
 
 
+def abort(store: s3mini.Store) -> Things:
+    store.abort_upload(UPLOAD)
+    return {}
+
+
 @pytest.mark.parametrize("call", [*CALLS, "link"])
-@pytest.mark.parametrize("operation", [put_over, put_below, delete, put_part, rename])
+@pytest.mark.parametrize("operation", [put_over, put_below, delete, put_part, rename, abort])
 def test_a_failing_disk_leaves_the_count_of_the_quota_right(
     room: Room, operation: Operation, call: str
 ) -> None:
@@ -665,6 +670,24 @@ def test_a_failing_disk_leaves_the_count_of_the_quota_right(
         assert done is None or call in ("unlink", "rmdir")
     else:
         pytest.fail("it never ended")
+
+
+@pytest.mark.parametrize("call", [*CALLS, "link"])
+def test_a_version_that_comes_back_by_halves_is_counted(room: Room, call: str) -> None:
+    """Once where it is a second name of the object, and twice where it is not."""
+    for number in range(1, 100):
+        store = room.fresh(s3mini.Disk(durable=False))
+        store.quota, store.keep = 10**6, 3600
+        store.count()
+        put_over(store)
+        store.disk = disk = FailingDisk(call, number, errno.EIO)
+        with suppress(OSError):
+            store.bring_back(next(store.versions()))
+        with store._usage() as fd:
+            assert store.held() == s3mini.read_number(fd)
+        if not disk.failed:
+            return
+    pytest.fail("it never ended")
 
 
 class FullDisk(s3mini.Disk):
