@@ -120,6 +120,7 @@ CLOSES_BEHIND = 8  # such files at a time; the next one's answer waits         [
 WRITE_AHEAD = 2 * MIB  # bytes of a body, then the disk begins to write them   [measured]
 SMALL = 64 * KIB  # bytes, a body sent in one write with its head              [measured]
 MIN_CHUNK = 8 * KIB  # bytes, every aws-chunked chunk but the last            [AWS: sigv4-streaming]
+DATES = range(-30_610_224_000, 253_402_300_800)  # the years 1000 to 9999      [RFC 3339]
 MAX_DATE = 40  # characters of an ISO date                                     [ours]
 MAX_LOGGED = 450  # characters of what a client chose, if each is to be escaped [ours]
 MAX_LINE = 4 * KIB  # bytes, a chunk's head or a trailer line                  [ours]
@@ -2995,7 +2996,7 @@ def parse_entry(value: object) -> Entry:
         raise ValueError("a value inside of another type")
     if not all(map(PART_LINE.fullmatch, entry.parts)):
         raise ValueError("a part that is none")
-    if abs(entry.modified) >= 1 << 38:
+    if entry.modified not in DATES:
         raise ValueError("a time that is none")
     return entry
 
@@ -3405,7 +3406,7 @@ class Staged:
             self.fd, self.path = disk.create_temp(folder)
             if not locked or not HAS_FLOCK:
                 break
-            with on_error(os.close, self.fd):
+            with on_error(os.unlink, self.path), on_error(os.close, self.fd):
                 fcntl.flock(self.fd, fcntl.LOCK_EX)
             if os.fstat(self.fd).st_nlink:  # a starting server may have taken it for a dead one
                 break
@@ -5009,19 +5010,22 @@ class Store:
 
     def _prune(self, names: list[str]) -> None:
         """Remove the folder and its parents as far as they are empty."""
-        with contextlib.suppress(OSError):  # not empty, or gone: both are fine
+        with contextlib.suppress(OSError):  # not empty: fine
             while names:
-                self._prune_few(names[:-OPEN_LEVELS], names[-OPEN_LEVELS:])
+                with contextlib.suppress(*GONE):
+                    self._prune_few(names[:-OPEN_LEVELS], names[-OPEN_LEVELS:])
                 names = names[:-OPEN_LEVELS]
 
     def _prune_few(self, above: list[str], names: list[str]) -> None:
         """As many folders as are held open at once. Raises OSError at one that is not empty."""
         folders = [self.folder(above)]
         try:
-            for name in names[:-1]:
-                folders.append(folders[-1].child(name))
-            for folder, name in zip(reversed(folders), reversed(names)):
-                self.disk.rmdir(folder, name)
+            with contextlib.suppress(FileNotFoundError):  # who was to make it failed
+                for name in names[:-1]:
+                    folders.append(folders[-1].child(name))
+            for folder, name in zip(reversed(folders), reversed(names[: len(folders)])):
+                with contextlib.suppress(FileNotFoundError):
+                    self.disk.rmdir(folder, name)
         finally:
             for folder in folders:
                 folder.close()
@@ -6391,7 +6395,8 @@ TYPES = {
 def unread(info: os.stat_result, key: str) -> Entry:
     """What is told of a file put there by hand without reading it; its ETag is a stand-in."""
     stand_in = hashlib.md5(f"{info.st_size} {info.st_mtime_ns} {info.st_ino}".encode())
-    return Entry(info.st_size, stand_in.hexdigest() + "-1", "", int(info.st_mtime),
+    modified = max(DATES[0], min(int(info.st_mtime), DATES[-1]))
+    return Entry(info.st_size, stand_in.hexdigest() + "-1", "", modified,
                  info.st_mtime_ns, info.st_ino, {"content-type": guess_type(key)})
 
 

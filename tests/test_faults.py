@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -512,9 +513,47 @@ def test_a_missing_folder_of_ours_is_no_fault_of_the_clients(room: Room) -> None
 def test_a_missing_folder_of_ours_is_not_a_missing_bucket(serve: Serve) -> None:
     server = serve()
     s3 = server.client(bucket="media")
-    (server.data / "media" / Path(*TMP)).rmdir()
+    shutil.rmtree(server.data / "media/.s3mini/locks")
 
     assert (500, "InternalError") == (s3.put("k", NEW).status, s3.put("k", NEW).error)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, s3mini.OPEN_LEVELS + 4])
+def test_a_put_that_cannot_make_a_folder_leaves_none_that_it_made(room: Room, number: int) -> None:
+    store = room.fresh(FailingDisk("mkdir", number, errno.ENOSPC))
+    with pytest.raises(OSError, match="space"):
+        put(store, "y/" * (s3mini.OPEN_LEVELS + 8) + "n", NEW, "new")
+
+    assert {".s3mini", "a", ".a.s3mini.json", "x"} == set(os.listdir(store.root))
+
+
+def test_where_no_lock_can_be_had_no_temp_file_stays(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    store = room.fresh(s3mini.Disk(durable=False))
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="lock"):
+        put_over(store)
+
+    assert [] == os.listdir(store.temp)
+
+
+def test_a_sidecar_that_cannot_be_looked_at_costs_no_descriptor(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    store = room.fresh(s3mini.Disk(durable=False))
+    before = open_descriptors()
+    monkeypatch.setattr(s3mini, "exists", fail)
+    with pytest.raises(OSError, match="Input"), s3mini.Folder.open(store.root) as folder:
+        store.judge("a", s3mini.Place(folder, "a", -1), False)
+
+    assert before == open_descriptors()
 
 
 @pytest.mark.parametrize("call", ["create", "write", "sync", "rename"])

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Callable
 
 import pytest
 from conftest import Serve, Server
-from powercut import body_of, entry_of, put
+from powercut import body_of, entry_of, fast_folder, put
 from signing_client import Client
 
 import s3mini
@@ -459,6 +460,24 @@ def test_a_file_of_the_last_time_there_is_can_be_replaced(s3: Client, folder: Pa
 
     assert (b"old", 200, 200, b"new") == (
         first, tagged.status, replaced.status, s3.get("k").body)
+
+
+@pytest.mark.parametrize(
+    ("mtime", "said"),
+    [(2**40, "9999-12-31T23:59:59.000Z"), (-(2**40), "1000-01-01T00:00:00.000Z")],
+)
+def test_a_time_that_no_date_can_say_is_the_nearest_that_one_can(mtime: int, said: str) -> None:
+    """boto3 fails for the whole page of a listing. tmpfs, btrfs and zfs keep such times."""
+    with tempfile.TemporaryDirectory(dir=fast_folder()) as name:
+        store = s3mini.Store(name, s3mini.Disk(False))
+        store.create()
+        by_hand(Path(name, "k"), b"x")
+        os.utime(Path(name, "k"), (mtime, mtime))
+        kept = int(os.stat(Path(name, "k")).st_mtime) == mtime  # ext4 ends in 2446
+        dates = [s3mini.render_iso_date(s3mini.Store(name, store.disk).head("k").modified)
+                 for _ in range(2)]
+
+    assert not kept or [said] * 2 == dates
 
 
 @pytest.mark.parametrize("prefix", ["", "shut", "shut/", "shut/k"])
