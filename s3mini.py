@@ -4116,10 +4116,22 @@ class Known(NamedTuple):
     ino: int  # the entry's own may be another: a restore changes it
     entry: Entry
     starts: dict[tuple[bool, bool], str]  # how answers with it start, once there was one: start_of
+    sidecar: Optional[tuple[int, int]]  # its inode and ctime, where the file is from a backup
 
     def fits(self, info: os.stat_result) -> bool:
         return (self.ino == info.st_ino and self.entry.mtime_ns == info.st_mtime_ns
-                and self.entry.size == info.st_size and self.dev == info.st_dev)
+                and self.entry.size == info.st_size and self.dev == info.st_dev
+                and (self.sidecar is None or self._has_sidecar()))
+
+    def _has_sidecar(self) -> bool:
+        """Whether it is the same still. A restore may bring the file first; whoever reads it then
+        makes it a sidecar, and the backup's comes in its place. Nothing of the file shows that.
+        """
+        folder, name = os.path.split(self.path)
+        with contextlib.suppress(OSError):
+            info = os.stat(f"{folder}/.{name}{SIDECAR}", follow_symlinks=False)
+            return self.sidecar == (info.st_ino, info.st_ctime_ns)
+        return False
 
     def find(self) -> Optional[os.stat_result]:
         """The file as it is now, when it is the one known and still at its place."""
@@ -4724,11 +4736,23 @@ class Store:
         known = self._entries.get((self.root, key))
         if known and known.fits(info):
             return known.entry
+        known_by = self._sidecar_of_backup(place, info)  # before it is read
         sidecar = self.read_sidecar(place)
         entry = sidecar.fitting(info) if sidecar else None
         if sidecar and self._is_of_another(sidecar, key):
             raise S3Error("NoSuchKey", Key=key)
-        return self._remember(key, place, info, entry) if entry else None
+        return self._remember(key, place, info, entry, known_by) if entry else None
+
+    def _sidecar_of_backup(self, place: Place, info: os.stat_result) -> Optional[tuple[int, int]]:
+        """What Known keeps of the sidecar of a file that is older than its inode.
+
+        Fast path: no system call for what was written here.
+        """
+        if info.st_ctime_ns - info.st_mtime_ns > 1_000_000_000:
+            with contextlib.suppress(OSError):
+                found = place.folder.stat(place.sidecar)
+                return found.st_ino, found.st_ctime_ns
+        return None
 
     def _is_of_another(self, sidecar: Sidecar, key: str) -> bool:
         """Whether a disk that takes two names for one has given us another key's file.
@@ -4751,7 +4775,10 @@ class Store:
             return True
         return False
 
-    def _remember(self, key: str, place: Place, info: os.stat_result, entry: Entry) -> Entry:
+    def _remember(
+        self, key: str, place: Place, info: os.stat_result, entry: Entry,
+        sidecar: Optional[tuple[int, int]] = None,
+    ) -> Entry:
         """Keep an entry in memory; gives the compact one.
 
         Not where the disk counts whole seconds: there an inode used again could look the same.
@@ -4760,7 +4787,7 @@ class Store:
         if info.st_mtime_ns % 1_000_000_000 == 0 or len(entry.parts) > 100 or folders is None:
             return entry
         path = f"{place.folder.path}/{place.name}"
-        known = Known(path, folders, info.st_dev, info.st_ino, entry, {})
+        known = Known(path, folders, info.st_dev, info.st_ino, entry, {}, sidecar)
         drop_oldest(self._entries, CACHED_ENTRIES - 1)
         self._entries[self.root, key] = known
         return entry
