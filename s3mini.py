@@ -4841,18 +4841,17 @@ class Store:
         with place.folder, on_error(os.close, place.fd):
             if not entry:
                 entry = self._identify(place.fd, info, key, sidecar)
-                self._adopt(place, info, Sidecar(key, entry), sidecar)
+                self._adopt(place, info, Sidecar(key, entry))
             return Found(entry, place.fd)
 
-    def _adopt(
-        self, place: Place, info: os.stat_result, found: Sidecar, sidecar: Optional[Sidecar]
-    ) -> None:
+    def _adopt(self, place: Place, info: os.stat_result, found: Sidecar) -> None:
         """Write down what was found out, if the file is still the same. No read fails for it."""
         with contextlib.suppress(OSError), self.lock(found.key):
             now = place.folder.stat(place.name)
             same = (now.st_ino, now.st_size, now.st_mtime_ns) == (
                 info.st_ino, info.st_size, info.st_mtime_ns)
-            if same:
+            sidecar = self.read_sidecar(place)  # it may have come meanwhile
+            if same and not (sidecar and sidecar.fitting(info)):
                 self._take_in(place, info, found, sidecar)
 
     def _take_in(
@@ -4860,10 +4859,11 @@ class Store:
     ) -> None:
         """Write down what a file is, and let the quota count it. Locked.
 
-        A sidecar that makes no sense stays: it is a later version's, or a human can mend it.
+        What its sidecar said stays as `previous`: a restore may have brought that one first. One
+        that makes no sense stays: it is a later version's, or a human can mend it.
         """
         if sidecar or not exists(place.folder, place.sidecar):
-            self._write_sidecar(place, found)
+            self._write_sidecar(place, found._replace(previous=sidecar and sidecar.current))
             self._count_in(info, sidecar.current.size if sidecar else 0)
 
     def _identify(
