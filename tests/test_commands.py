@@ -1077,7 +1077,7 @@ def test_a_frozen_future_makes_no_change_on_the_disk_old(tmp_path: Path) -> None
         (tmp_path / "last").touch()
         cache.find(folder, False, 0)
 
-        assert [0] == [known.mtime_ns for known in cache._known.values()]
+        assert [(0, 0)] == [known.times for known in cache._known.values()]
 
 
 FORKED = """
