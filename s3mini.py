@@ -8234,7 +8234,10 @@ def form_reply(req: Request, origin: str, fields: Mapping[str, str], entry: Entr
                                               ("Key", req.key), ("ETag", etag)], 201)
         reply.headers.update({"etag": etag, "location": location})
         return reply
-    return Response(200 if fields.get("success_action_status") == "200" else 204, headers)
+    if fields.get("success_action_status") == "200":
+        return Response(200, headers)
+    del headers["content-length"]  # [RFC 9110 §8.6]
+    return Response(204, headers)
 
 
 # -- what a bucket is asked by habit -------------------------------------------------------------

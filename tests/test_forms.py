@@ -299,6 +299,7 @@ def test_success_has_the_status_that_was_asked_for(
     reply = submit(server, replace(form, fields=fields, conditions=conditions))
 
     assert status == reply.status
+    assert (status == 204) == ("content-length" not in reply.headers)
     if status != 201:
         assert b"" == reply.body
 
