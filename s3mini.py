@@ -3236,18 +3236,22 @@ class Disk:
         return os.open(path, CHANGE_FLAGS | os.O_CREAT | os.O_EXCL, 0o640)
 
     def create_temp(self, folder: str) -> tuple[int, str]:
-        """A new file in our folder for them, and its path.
-
-        The folder is empty nearly always: who tidies such up, or restores without them, takes it
-        away. Then it is made again; but not what it lies in, without which the bucket is gone.
-        """
+        """A new file in our folder for them, and its path."""
         path = f"{folder}/{self.spare_name()}"
         try:
             return self.create(path), path
         except FileNotFoundError:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(folder, 0o750)
+            self.make_temp(folder)
             return self.create(path), path
+
+    def make_temp(self, folder: str) -> None:
+        """Make our folder for temp files where it is missing.
+
+        It is empty nearly always: who tidies such up, or restores without them, takes it away. What
+        it lies in is not made: without that the bucket is gone.
+        """
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o750)
 
     def reserve(self, fd: int, size: int) -> None:
         """Room for a new, small file of our own: where the disk cannot, glibc writes zeros to it.
@@ -4116,22 +4120,10 @@ class Known(NamedTuple):
     ino: int  # the entry's own may be another: a restore changes it
     entry: Entry
     starts: dict[tuple[bool, bool], str]  # how answers with it start, once there was one: start_of
-    sidecar: Optional[tuple[int, int]]  # its inode and ctime, where the file is from a backup
 
     def fits(self, info: os.stat_result) -> bool:
         return (self.ino == info.st_ino and self.entry.mtime_ns == info.st_mtime_ns
-                and self.entry.size == info.st_size and self.dev == info.st_dev
-                and (self.sidecar is None or self._has_sidecar()))
-
-    def _has_sidecar(self) -> bool:
-        """Whether it is the same still. A restore may bring the file first; whoever reads it then
-        makes it a sidecar, and the backup's comes in its place. Nothing of the file shows that.
-        """
-        folder, name = os.path.split(self.path)
-        with contextlib.suppress(OSError):
-            info = os.stat(f"{folder}/.{name}{SIDECAR}", follow_symlinks=False)
-            return self.sidecar == (info.st_ino, info.st_ctime_ns)
-        return False
+                and self.entry.size == info.st_size and self.dev == info.st_dev)
 
     def find(self) -> Optional[os.stat_result]:
         """The file as it is now, when it is the one known and still at its place."""
@@ -4736,23 +4728,11 @@ class Store:
         known = self._entries.get((self.root, key))
         if known and known.fits(info):
             return known.entry
-        known_by = self._sidecar_of_backup(place, info)  # before it is read
         sidecar = self.read_sidecar(place)
         entry = sidecar.fitting(info) if sidecar else None
         if sidecar and self._is_of_another(sidecar, key):
             raise S3Error("NoSuchKey", Key=key)
-        return self._remember(key, place, info, entry, known_by) if entry else None
-
-    def _sidecar_of_backup(self, place: Place, info: os.stat_result) -> Optional[tuple[int, int]]:
-        """What Known keeps of the sidecar of a file that is older than its inode.
-
-        Fast path: no system call for what was written here.
-        """
-        if info.st_ctime_ns - info.st_mtime_ns > 1_000_000_000:
-            with contextlib.suppress(OSError):
-                found = place.folder.stat(place.sidecar)
-                return found.st_ino, found.st_ctime_ns
-        return None
+        return self._remember(key, place, info, entry) if entry else None
 
     def _is_of_another(self, sidecar: Sidecar, key: str) -> bool:
         """Whether a disk that takes two names for one has given us another key's file.
@@ -4775,10 +4755,7 @@ class Store:
             return True
         return False
 
-    def _remember(
-        self, key: str, place: Place, info: os.stat_result, entry: Entry,
-        sidecar: Optional[tuple[int, int]] = None,
-    ) -> Entry:
+    def _remember(self, key: str, place: Place, info: os.stat_result, entry: Entry) -> Entry:
         """Keep an entry in memory; gives the compact one.
 
         Not where the disk counts whole seconds: there an inode used again could look the same.
@@ -4787,7 +4764,7 @@ class Store:
         if info.st_mtime_ns % 1_000_000_000 == 0 or len(entry.parts) > 100 or folders is None:
             return entry
         path = f"{place.folder.path}/{place.name}"
-        known = Known(path, folders, info.st_dev, info.st_ino, entry, {}, sidecar)
+        known = Known(path, folders, info.st_dev, info.st_ino, entry, {})
         drop_oldest(self._entries, CACHED_ENTRIES - 1)
         self._entries[self.root, key] = known
         return entry
@@ -4850,7 +4827,7 @@ class Store:
             now = place.folder.stat(place.name)
             same = (now.st_ino, now.st_size, now.st_mtime_ns) == (
                 info.st_ino, info.st_size, info.st_mtime_ns)
-            sidecar = self.read_sidecar(place)  # it may have come meanwhile
+            sidecar = self.read_sidecar(place)  # another worker may have been here
             if same and not (sidecar and sidecar.fitting(info)):
                 self._take_in(place, info, found, sidecar)
 
@@ -4859,11 +4836,10 @@ class Store:
     ) -> None:
         """Write down what a file is, and let the quota count it. Locked.
 
-        What its sidecar said stays as `previous`: a restore may have brought that one first. One
-        that makes no sense stays: it is a later version's, or a human can mend it.
+        A sidecar that makes no sense stays: it is a later version's, or a human can mend it.
         """
         if sidecar or not exists(place.folder, place.sidecar):
-            self._write_sidecar(place, found._replace(previous=sidecar and sidecar.current))
+            self._write_sidecar(place, found)
             self._count_in(info, sidecar.current.size if sidecar else 0)
 
     def _identify(
@@ -5783,10 +5759,19 @@ class Store:
 
     # -- multipart uploads -----------------------------------------------------------------------
 
+    def _open_uploads(self) -> Folder:
+        """Made again where somebody tidied it away; it may be a link."""
+        try:
+            return Folder.open(self._uploads)
+        except FileNotFoundError:
+            with Folder.open(self.room) as room:
+                return self._add_folder(room, "uploads")
+
     def create_upload(self, upload: Upload) -> None:
         """Raises InsufficientStorage, OSError."""
         self.check_free(0)
-        with Folder.open(self.room) as room, self._open_or_add(room, "uploads") as uploads:
+        self._check_here()
+        with self._open_uploads() as uploads:
             with self._add_folder(uploads, upload.id) as folder:
                 if HAS_FLOCK:
                     with contextlib.suppress(FileExistsError):
@@ -6011,6 +5996,7 @@ class Store:
         with contextlib.suppress(OSError):  # in use, or no second names here: then all is copied
             fd = self._open_whole(folder.path, exclusive=True)
             with on_error(os.close, fd):
+                self.disk.make_temp(self.temp)  # without it all would be copied
                 self._forbid_places(folder)
                 path = f"{self.temp}/{self.disk.spare_name()}"
                 self.disk.link(folder, WHOLE, path)

@@ -450,42 +450,6 @@ def test_of_two_that_a_file_may_be_the_bytes_tell(tmp_path: Path) -> None:
     assert "one" == s3mini.Store(store.root, store.disk).head("k").metadata["name"]
 
 
-def test_a_backups_sidecar_counts_though_its_file_came_and_was_read_before_it(
-    tmp_path: Path,
-) -> None:
-    """cp -a and tar keep no order, and who serves meanwhile has made one from the file."""
-    store = s3mini.Store(str(tmp_path), s3mini.Disk(False))
-    store.create()
-    entry = put(store, "k", b"x", "stored")._replace(mtime_ns=10**18 + 1)
-    sidecar(tmp_path / "k").unlink()
-    by_hand(tmp_path / "k", b"x")
-    os.utime(tmp_path / "k", ns=(entry.mtime_ns, entry.mtime_ns))
-    between = [store.head("k").metadata for _ in range(2)]
-    time.sleep(2 * s3mini.MTIME_TICK)
-    sidecar(tmp_path / "k").write_bytes(s3mini.render_sidecar(s3mini.Sidecar("k", entry)))
-    after = store.head("k").metadata
-    store.update("k", lambda old: old._replace(tags={"a": "b"}), s3mini.no_check)
-
-    assert [{}, {}, entry.metadata] == [*between, after]
-    assert entry.metadata == store.head("k").metadata
-
-
-def test_a_backups_file_counts_though_its_sidecar_came_before_it(tmp_path: Path) -> None:
-    """rsync brings all sidecars of a folder first, and somebody reads what is still there."""
-    stores = [s3mini.Store(str(tmp_path), s3mini.Disk(False)) for _ in range(4)]
-    stores[0].create()
-    entry = put(stores[0], "k", b"first", "stored")
-    said = sidecar(tmp_path / "k").read_bytes()
-    put(stores[0], "k", b"the second", "later")
-    sidecar(tmp_path / "k").write_bytes(said)
-    between = [store.head("k").metadata for store in stores[1:3]]
-    by_hand(tmp_path / "k", b"first")
-    os.utime(tmp_path / "k", ns=(entry.mtime_ns, entry.mtime_ns))
-
-    assert [{}, {}, entry.metadata] == [*between, stores[3].head("k").metadata]
-    assert md5(b"first") == stores[3].head("k").etag
-
-
 def test_a_file_of_the_last_time_there_is_can_be_replaced(s3: Client, folder: Path) -> None:
     s3.put("k", b"old")
     os.utime(folder / "k", (2**40, 2**40))  # the disk's own maximum

@@ -187,7 +187,7 @@ def test_a_start_is_kept_once_and_not_when_it_is_long(shop: Shop) -> None:
 def test_a_start_is_the_sections_own() -> None:
     """A bucket may change hands, and its pages are a stranger's then."""
     entry = s3mini.Entry(1, "e", "e", 1, headers={"content-type": "text/html"})
-    known = s3mini.Known("p", (), 1, 1, entry, {}, None)
+    known = s3mini.Known("p", (), 1, 1, entry, {})
     for html in (True, False, True):
         for sums in (False, True):
             section: Any = SimpleNamespace(html=html)

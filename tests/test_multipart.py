@@ -816,6 +816,28 @@ def test_only_parts_that_are_not_in_place_are_copied(
     assert copied == joined.disk.copied
 
 
+def test_nothing_is_copied_where_our_empty_folder_was_tidied_away(joined: Joined) -> None:
+    """On a full disk there would be no room for that."""
+    joined.put(1, b"aaaa")
+    joined.put(2, b"bb")
+    os.rmdir(joined.store.temp)
+
+    assert b"aaaabb" == joined.complete(1, 2)
+    assert 0 == joined.disk.copied
+
+
+def test_the_folder_of_uploads_may_be_a_link(tmp_path: Path) -> None:
+    """To another place on the same disk: the operator chose it."""
+    store = s3mini.Store(str(tmp_path / "bucket"), s3mini.Disk(durable=False))
+    store.create()
+    Path(store._uploads).rename(tmp_path / "elsewhere")
+    Path(store._uploads).symlink_to(tmp_path / "elsewhere")
+    upload = s3mini.Upload("0" * 32, "m", 1_600_000_000, entry_of(b"", "joined"))
+    store.create_upload(upload)
+
+    assert [upload.id] == [u.id for u in store.uploads()] == os.listdir(tmp_path / "elsewhere")
+
+
 def test_a_part_that_comes_while_the_object_is_made_does_not_get_into_it(joined: Joined) -> None:
     """It had its place already. Then nothing else may be done with that file."""
     joined.put(1, b"aaaa")
