@@ -43,6 +43,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import heapq
 import hmac
 import http.server
 import itertools
@@ -65,7 +66,7 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from email.utils import mktime_tz, parsedate_tz
 from typing import Any, Callable, NamedTuple, NoReturn, Optional, Protocol, Union
 from urllib.parse import quote, unquote_to_bytes
@@ -83,7 +84,9 @@ if sys.platform == "win32":
     monotonic, disk_time = functools.partial(time.monotonic), functools.partial(time.time)
 else:  # not frozen either where we are imported while time.monotonic is
     monotonic = functools.partial(time.clock_gettime, time.CLOCK_MONOTONIC)
-    disk_time = functools.partial(time.clock_gettime, time.CLOCK_REALTIME)
+    # On Linux the one of files: CLOCK_REALTIME_COARSE, which time-machine does not freeze either.
+    disk_time = functools.partial(
+        time.clock_gettime, 5 if sys.platform == "linux" else time.CLOCK_REALTIME)
 
 __version__ = "0.1"
 
@@ -1155,7 +1158,7 @@ class FileSpan:
             self.fd = -1
 
 
-Content = Union[bytes, FileSpan, Iterator[bytes]]  # an iterator is sent chunked
+Content = Union[bytes, FileSpan, Generator[bytes, None, None]]  # what is generated is sent chunked
 
 
 class Response:
@@ -7777,18 +7780,21 @@ def answer_in_time(req: Request, work: Callable[[], Response]) -> Response:
     thread.start()
     thread.join(PATIENCE_SECONDS)
 
-    def wait() -> Iterator[bytes]:
-        yield XML_HEAD.encode()
-        while thread.is_alive():
-            yield b" "
-            thread.join(PATIENCE_SECONDS)
-        found = done[0]
-        if isinstance(found, Response) and isinstance(found.body, bytes):
-            yield found.body[len(XML_HEAD) :]
-        else:
-            error = found if isinstance(found, S3Error) else late_error(found, req.troubles)
-            response.code = error.code
-            yield render_error(error, req.head.path, req.id)[len(XML_HEAD) :]
+    def wait() -> Generator[bytes, None, None]:
+        try:
+            yield XML_HEAD.encode()
+            while thread.is_alive():
+                yield b" "
+                thread.join(PATIENCE_SECONDS)
+        finally:  # who leaves has his place until the work is done, and the log what came of it
+            thread.join()
+            found, document = done[0], b""
+            if isinstance(found, Exception):
+                error = found if isinstance(found, S3Error) else late_error(found, req.troubles)
+                response.code, document = error.code, render_error(error, req.head.path, req.id)
+            elif isinstance(found.body, bytes):
+                document = found.body
+        yield document[len(XML_HEAD) :]
 
     if thread.is_alive():
         response.body = wait()
@@ -7798,15 +7804,14 @@ def answer_in_time(req: Request, work: Callable[[], Response]) -> Response:
     return done[0]
 
 
-def late_error(why: object, troubles: list[str]) -> S3Error:
+def late_error(why: Exception, troubles: list[str]) -> S3Error:
     """What a client is told of what went wrong behind a 200; `troubles` has the rest."""
     if isinstance(why, OSError):
         troubles.append(trouble_of(why))
         return error_of_disk(why)
     import traceback
 
-    if isinstance(why, Exception):
-        troubles.append("".join(traceback.format_exception(type(why), why, why.__traceback__)))
+    troubles.append("".join(traceback.format_exception(type(why), why, why.__traceback__)))
     return S3Error("InternalError")
 
 
@@ -9118,9 +9123,10 @@ class Connection:
 
     def end_idle(self) -> bool:
         """Wake an idle connection's thread, or front, to its end; whether it was idle."""
-        if self.is_idle and (self.stream.waits or not self.has_news()):
+        stream = self.stream
+        if self.is_idle and (stream.waits or stream.is_settled and not self.has_news()):
             self.was_ended = True
-            self.stream.shutdown(socket.SHUT_RD)
+            stream.shutdown(socket.SHUT_RD)
         return self.was_ended
 
     # A turn in the front has three steps. Each gives GOES_ON or what becomes of the connection.
@@ -9239,7 +9245,7 @@ class Connection:
                 return False
             head = parse_head(data)
             if self.was_ended and head.has_body:  # what comes behind the head cannot be read
-                raise S3Error("ServiceUnavailable", "The server stops. Please try again.")
+                raise S3Error("ServiceUnavailable", "The connection ends here. Please try again.")
         except S3Error as why:
             return self.refuse(why, self.server.next_id())
         self._quick = self._quick + 1 if self.is_quick(head) else 0
@@ -9306,11 +9312,15 @@ class Connection:
                 # next answer on this connection for its own, waiting a minute    [botocore < 1.44]
                 self.stream.send_continue()
             self.send(head, answer.response, keep)
-        except (Disconnected, OSError):
+        except Disconnected:
             answer.code = answer.code or "Disconnected"
             raise
+        except OSError as why:
+            answer.code, trouble = error_of_disk(why).code, trouble_of(why)
+            answer.troubles.append(trouble)
+            raise
         finally:
-            if isinstance(answer.response.body, FileSpan):
+            if not isinstance(answer.response.body, bytes):
                 answer.response.body.close()
             self.log(head, answer, now, began, self._sent)
         if not keep and (source or self.stream.holds(1)):  # more comes, or has come
@@ -9323,13 +9333,18 @@ class Connection:
         """Answer a head that cannot be understood, and close: what follows means nothing."""
         response = error_response(why, "/", request_id)
         response.headers.update({"x-amz-request-id": request_id, "connection": "close"})
-        if isinstance(response.body, bytes):
+        assert isinstance(response.body, bytes)
+        sent = 0
+        try:
             self.stream.send(self.head_of(response) + response.body)
-        self.linger()
-        if self.server.log:
-            self.server.log({"time": render_log_time(time.time()), "peer": self.peer, "key": "-",
-                             "method": "-", "target": "-", "status": response.status,
-                             "code": why.code, "bytes": 0, "ms": 0.0, "id": request_id})
+            sent = len(response.body)
+            self.linger()
+        finally:
+            if self.server.log:
+                self.server.log({"time": render_log_time(time.time()), "peer": self.peer,
+                                 "key": "-", "method": "-", "target": "-",
+                                 "status": response.status, "code": why.code, "bytes": sent,
+                                 "ms": 0.0, "id": request_id})
         return False
 
     def head_of(self, response: Response) -> bytes:
@@ -9361,24 +9376,26 @@ class Connection:
             self.stream.send(head + data)
             self._sent = len(data)
             if len(data) < span.length:
-                raise Disconnected("the file became shorter")
+                raise OSError(errno.EIO, "the file became shorter")
             return
         self.stream.send(head)
         pace = Pace()
         while (left := span.length - self._sent) > 0:
             done = self.send_span(span.fd, span.offset + self._sent, min(left, 8 * MIB))
             if not done:
-                raise Disconnected("the file became shorter")
+                raise OSError(errno.EIO, "the file became shorter")
             self._sent += done
             if not pace.keeps_up(done):
                 raise Disconnected("too slow")
 
     def send_span(self, fd: int, offset: int, size: int) -> int:
-        """Raises Disconnected."""
+        """Raises Disconnected, OSError where the disk cannot read it."""
         if hasattr(os, "sendfile") and not hasattr(self.sock, "pending"):
             try:
                 return os.sendfile(self.sock.fileno(), fd, offset, size)
             except OSError as why:
+                if why.errno in BAD_DISK:
+                    raise
                 raise Disconnected(str(why)) from None
         data = read_at(fd, min(size, PIECE), offset)
         self.stream.send(data)
@@ -9389,10 +9406,10 @@ class Connection:
         chunked = head.minor > 0
         if chunked:
             response.headers["transfer-encoding"] = "chunked"
-        self.stream.send(self.head_of(response))
+        front = self.head_of(response)
         for piece in pieces:
-            self.stream.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-            self._sent += len(piece)
+            self.stream.send(front + (b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece))
+            self._sent, front = self._sent + len(piece), b""
         if chunked:
             self.stream.send(b"0\r\n\r\n")
 
@@ -9439,7 +9456,7 @@ class Connection:
             "key": answer.access_key.encode("ascii", "replace").decode()[:128] or "-",
             "method": head.method[:20], "target": cut(head.path + query),
             "status": answer.response.status,
-            "code": answer.code or answer.response.code or "-", "bytes": sent,
+            "code": answer.response.code or answer.code or "-", "bytes": sent,
             "ms": round((time.perf_counter() - began) * 1000, 1),
             "id": answer.response.headers.get("x-amz-request-id", "-")})
 
@@ -9763,10 +9780,11 @@ class Server(http.server.ThreadingHTTPServer):
 
     def close_idle(self) -> bool:
         """End the connection that was idle for the longest time; whether there was one."""
-        parked = [c for server in self.siblings for c in list(server._parked)]
-        parked.sort(key=lambda c: c.since)
-        in_threads = [c for server in self.siblings for c in list(server.connections)]
-        for connection in parked + in_threads:
+        parked = [list(server._parked) for server in self.siblings]  # each in this order already
+        in_threads = (c for server in self.siblings for c in list(server.connections)
+                      if c.stream.waits)
+        by_age = heapq.merge(*parked, key=lambda connection: connection.since)
+        for connection in itertools.chain(by_age, in_threads):
             if not connection.was_ended and connection.end_idle():
                 if connection in self._parked:  # else it is another thread's, which is told
                     self.close_parked(connection)
@@ -10685,19 +10703,19 @@ def main(argv: Optional[list[str]] = None) -> int:
 # ==================================================================================================
 
 
-def remove_own(path: str, pid: int) -> None:
-    if path and os.getpid() == pid:
-        remove_tree(path)
-
-
-def end_own(server: Server, thread: threading.Thread, pid: int) -> None:
+def end_own(server: Server, front: threading.Thread, folder: str, pid: int) -> None:
+    """The end of a fake, but not at that of a process that was forked from its own."""
     if os.getpid() != pid:
         return
+    if front is threading.current_thread():  # the garbage collector runs in any
+        threading.Thread(target=end_own, args=(server, front, folder, pid)).start()
+        return
     server.stop()
-    if thread is not threading.current_thread():  # the garbage collector runs in any,
-        thread.join(FAKE_SECONDS + 2)  # and in one that holds a lock for which the front waits
-        if not thread.is_alive():
-            server.server_close()
+    front.join(FAKE_SECONDS + 2)  # this thread may hold a lock for which the front waits
+    if not front.is_alive():
+        server.server_close()
+    if folder:
+        remove_tree(folder)
 
 
 class Fake:
@@ -10712,25 +10730,25 @@ class Fake:
 
         check_file_names()
         self.data = data or tempfile.mkdtemp(prefix="s3mini-")
-        # Also where nobody stops it; but not at the end of a process that was forked from this one.
-        # Of two finalizers the later is called first: nothing is stored in a folder that goes.
-        self._remove = weakref.finalize(self, remove_own, "" if data else self.data, os.getpid())
-        config = dev_config("127.0.0.1:0", self.data)
-        make_dev_buckets(config, list(buckets))
-        listener = open_listener(config.listen[0])
-        self.endpoint = url_of(listener, False)
-        self.access_key, self.secret_key = DEV_KEYS["access_key"], DEV_KEYS["secret_key"]
-        self._server = Server(App(config._replace(log="none"), Disk(False)), listener)
-        self._server.stop_seconds = FAKE_SECONDS  # a test may not have read all of a body
-        self._server.is_alone = True
-        thread = threading.Thread(target=self._server.run, daemon=True)
-        thread.start()
-        self._end = weakref.finalize(self, end_own, self._server, thread, os.getpid())
+        folder = "" if data else self.data
+        with on_error(remove_tree, folder):
+            config = dev_config("127.0.0.1:0", self.data)
+            make_dev_buckets(config, list(buckets))
+            listener = open_listener(config.listen[0])
+            self.endpoint = url_of(listener, False)
+            self.access_key, self.secret_key = DEV_KEYS["access_key"], DEV_KEYS["secret_key"]
+            self._server = Server(App(config._replace(log="none"), Disk(False)), listener)
+            self._server.stop_seconds = FAKE_SECONDS  # a test may not have read all of a body
+            self._server.is_alone = True
+            self._front = threading.Thread(target=self._server.run, daemon=True)
+            self._front.start()
+        # Also where nobody stops it.
+        self._end = weakref.finalize(self, end_own, self._server, self._front, folder, os.getpid())
 
     def stop(self) -> None:
         """In a process that was forked from its own: nothing."""
         self._end()
-        self._remove()
+        self._front.join(FAKE_SECONDS + 2)  # where another thread stops it
 
     def __enter__(self) -> Fake:
         return self

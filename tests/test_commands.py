@@ -1068,6 +1068,29 @@ def test_a_fake_may_be_imported_while_time_stands_still() -> None:
         assert [200, 200] == [client_of(fake).put(key, LARGE).status for key in "ab"]
 
 
+def test_who_stops_a_fake_that_is_being_stopped_waits_too() -> None:
+    """Its folder stays until the requests in flight have their answers."""
+    fake = s3mini.start("media")
+    client = client_of(fake)
+    head = client.sign("PUT", "/media/k", [], {"content-length": "1"}, UNSIGNED)
+    lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+    with socket.create_connection(("127.0.0.1", int(client.address.partition(":")[2]))) as sock:
+        sock.settimeout(20)
+        sock.sendall(f"PUT /media/k HTTP/1.1\r\n{lines}\r\n".encode())
+        time.sleep(0.1)
+        stops = [threading.Thread(target=fake.stop) for _ in range(2)]
+        for stop in stops:
+            stop.start()
+        time.sleep(0.2)
+        assert os.path.isdir(fake.data)
+        sock.sendall(b"x")
+        assert sock.recv(100).startswith(b"HTTP/1.1 200")
+    for stop in stops:
+        stop.join()
+
+    assert not os.path.exists(fake.data)
+
+
 def test_a_frozen_future_makes_no_change_on_the_disk_old(tmp_path: Path) -> None:
     """Names that may change within the same tick of the disk's clock are not kept."""
     for number in range(s3mini.FEW_NAMES):

@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -559,9 +559,10 @@ def test_nobody_is_invited_to_send_what_will_be_refused(
 
 @pytest.mark.parametrize("size", [1000, 1_000_000])
 def test_a_file_that_becomes_shorter_on_its_way_ends_the_connection(
-    monkeypatch: pytest.MonkeyPatch, size: int
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], size: int
 ) -> None:
     """Else the client would wait for the rest, or take the next answer for it."""
+    logged: list[Mapping[str, object]] = []
     read_at, sendfile = s3mini.read_at, os.sendfile
 
     def read(fd: int, size: int, offset: int) -> bytes:
@@ -576,8 +577,58 @@ def test_a_file_that_becomes_shorter_on_its_way_ends_the_connection(
         s3.put("k", b"x" * size)
         monkeypatch.setattr(s3mini, "read_at", read)
         monkeypatch.setattr(os, "sendfile", send)
+        fake._server.log = logged.append
         with pytest.raises(http.client.IncompleteRead):
             s3.get("k")
+
+    got = [line["code"] for line in logged if line["method"] == "GET"]
+    assert ["InternalError"] == got  # it is not the client's fault
+    assert "the file became shorter" in capfd.readouterr().err
+
+
+def test_a_disk_that_cannot_read_is_no_client_that_left(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logged: list[Mapping[str, object]] = []
+
+    def send(*_: object) -> int:
+        raise OSError(errno.EIO, "a bad sector")
+
+    with s3mini.start("media") as fake:
+        s3 = Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key, "media")
+        s3.put("k", b"x" * 100_000)
+        monkeypatch.setattr(os, "sendfile", send)
+        fake._server.log = logged.append
+        with pytest.raises(http.client.IncompleteRead):
+            s3.get("k")
+
+    got = [(line["code"], line["bytes"]) for line in logged if line["method"] == "GET"]
+    assert [("InternalError", 0)] == got
+    assert "a bad sector" in capfd.readouterr().err
+
+
+def test_a_refused_head_is_in_the_log_with_what_it_was_told(serve: Serve) -> None:
+    server = serve(INI, log="text")
+    with Raw(server) as raw:
+        raw.send(b"GET / HTTP/1.1\r\n bad\r\n\r\n")
+        body = must(raw.reply()).body
+    until(lambda: " 400 BadRequest " in server.log)
+
+    assert f" 400 BadRequest {len(body)} " in server.log
+
+
+def test_a_request_that_was_read_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The front of another address may make room just then."""
+    with s3mini.start("media") as fake:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            connection = s3mini.Connection(ours, "127.0.0.1", fake._server)
+            connection.stream.waits, connection.is_idle = False, True
+            assert connection.stream.is_settled
+            theirs.sendall(b"PUT / HTTP/1.1\r\n")
+            assert not connection.end_idle()
+            assert s3mini.GOES_ON == connection.receive()
+            assert not connection.end_idle()
 
 
 # -- how many, how much ----------------------------------------------------------------------------

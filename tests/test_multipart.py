@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import socket
 import threading
 import time
 import zlib
@@ -330,6 +331,39 @@ def test_what_takes_long_is_a_200_and_then_what_came_of_it(
     assert code or reply.element("ETag")
     assert (code or "-") == logged[-1]["code"]
     assert told in capfd.readouterr().err
+
+
+def test_who_leaves_a_copy_keeps_his_place_until_it_is_done(
+    monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """Else nothing would bound the copies under way, and no log would tell what came of them."""
+    monkeypatch.setattr(s3mini, "PATIENCE_SECONDS", 0.05)
+    logged: list[Any] = []
+    with s3mini.start("media") as fake:
+        fake._server.log = logged.append
+        address = fake.endpoint.partition("//")[2]
+        s3 = Client(address, fake.access_key, fake.secret_key, "media")
+        s3.put("source", b"x")
+        go_on = threading.Event()
+
+        def slow(*_: Any) -> Any:
+            go_on.wait(20)
+            raise OSError(errno.ENOSPC, "full")
+
+        monkeypatch.setattr(s3mini.Store, "put", slow)
+        head = s3.sign("PUT", "/media/k", [], {"x-amz-copy-source": "media/source"}, UNSIGNED)
+        lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+        host, _, port = address.partition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as sock:
+            sock.sendall(f"PUT /media/k HTTP/1.1\r\n{lines}\r\n".encode())
+            assert sock.recv(100).startswith(b"HTTP/1.1 200")
+        time.sleep(0.3)
+        assert 1 == len(fake._server.connections) - len(fake._server._parked)
+        go_on.set()
+
+    assert [("InsufficientStorage", 200)] == [
+        (line["code"], line["status"]) for line in logged if line["target"] == "/media/k"]
+    assert "full" in capfd.readouterr().err
 
 
 def test_an_upload_is_aborted_if_it_is_the_one_that_was_meant(s3: Client) -> None:
