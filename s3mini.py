@@ -84,9 +84,7 @@ if sys.platform == "win32":
     monotonic, disk_time = functools.partial(time.monotonic), functools.partial(time.time)
 else:  # not frozen either where we are imported while time.monotonic is
     monotonic = functools.partial(time.clock_gettime, time.CLOCK_MONOTONIC)
-    # On Linux the one of files: CLOCK_REALTIME_COARSE, which time-machine does not freeze either.
-    disk_time = functools.partial(
-        time.clock_gettime, 5 if sys.platform == "linux" else time.CLOCK_REALTIME)
+    disk_time = functools.partial(time.clock_gettime, time.CLOCK_REALTIME)
 
 __version__ = "0.1"
 
