@@ -6684,13 +6684,15 @@ class Buckets:
     def create(self, name: str, access_key: str, tags: Mapping[str, str] = NONE) -> bool:
         """Make a bucket of the key's own; False when it has it already, as it is.
 
-        Raises InvalidBucketName, BucketAlreadyExists, AccessDenied.
+        Raises InvalidBucketName, BucketAlreadyExists, AccessDenied, NoSuchBucket.
         """
         if not is_bucket_name(name):
             raise S3Error("InvalidBucketName", BucketName=name)
         if name in self._declared or self._owner(name) is not None:
             if not self.grants(name, access_key):
                 raise S3Error("BucketAlreadyExists", BucketName=name)
+            if self.open(name).about() is None:  # declared, and its disk is away
+                raise S3Error("NoSuchBucket", BucketName=name)
             return False
         patterns = self.config.patterns_of(access_key, name)
         if not any("configure" in MODES[s.mode] for s in patterns):

@@ -363,7 +363,7 @@ def test_a_bucket_whose_disk_went_away_is_not_an_empty_one(serve: Serve) -> None
     folder.mkdir()  # where the disk is mounted
     for reply in (s3.get(), s3.get(list_type=2), s3.get(query="versions"), s3.get("k"),
                   s3.get(query="uploads"), s3.get(query="location"), s3.put("k", b"y"),
-                  s3.post("k", query="uploads")):
+                  s3.post("k", query="uploads"), s3.put()):
         assert (404, "NoSuchBucket") == outcome(reply)
     assert [404, 404] == [s3.head().status, s3.head("k").status]
     folder.rmdir()
