@@ -383,7 +383,8 @@ def parse_domains(text: str) -> tuple[str, ...]:
         if ":" in name:
             raise ValueError(f"{name!r} has a port; a domain counts at every one: leave it out")
         if name.startswith("."):  # it would match nothing
-            raise ValueError(f"{name!r} begins with a dot; write {name.lstrip('.')}")
+            raise ValueError(f"{name!r} begins with a dot; write "
+                             f"{name.lstrip('.') or 's3.example.com'}")
     return tuple(sorted(parse_hosts(text), key=len, reverse=True))  # the nearest one counts
 
 
@@ -649,7 +650,9 @@ class IniReader:
         found = {}
         for option in known.values():
             text = table.get(option.name, option.default)
-            if re.fullmatch(r"""(?s)(["']).*\1""", text):
+            quoted = """.*["'].*""" if option.parse in LISTS else r"""(["']).*\1"""
+            is_looked_at = self.to_serve or option.name != "secret_key"
+            if is_looked_at and re.fullmatch(f"(?s){quoted}", text):
                 self.fail(section, option.name, f"{option.name} in [{section}]: quotes would be a "
                           "part of the value; take them away")
             if "\n" in text and option.parse not in LISTS:
@@ -704,11 +707,12 @@ class IniReader:
             return text and "not looked up"
         where = f"secret_key in [{self.home(section, 'secret_key')}]: "
         kind, _, place = text.partition(":")
-        if kind not in ("env", "file") and kind.lower() in ("env", "file"):
+        if place and kind not in ("env", "file") and kind.lower() in ("env", "file"):
             self.fail(section, "secret_key", f"{where}write {kind.lower()}: in small letters")
         if re.search(r"\s[#;]", text):
             self.fail(section, "secret_key", f"{where}a comment has a line of its own; move what "
-                      "stands behind the secret")
+                      "stands behind the secret, or put one that has this in it into a file: "
+                      "secret_key = file:PATH")
         found = text
         if kind == "env":
             found = os.environ.get(place, "").strip()
@@ -6570,9 +6574,14 @@ class Buckets:
         Gives what went wrong with a single bucket, in sentences: the others are served.
         """
         for path in (self.config.data, *map(self._root, self._declared)):
-            if os.path.islink(path) and not os.path.exists(path):
-                raise ConfigError(f"{path} is a link to {os.readlink(path)}, which is not there; "
-                                  "mount its disk")
+            try:
+                os.stat(path)
+            except FileNotFoundError:
+                if os.path.islink(path):
+                    raise ConfigError(f"{path} is a link to {os.readlink(path)}, which is not "
+                                      "there; mount its disk") from None
+            except OSError:
+                pass  # who uses it says what is wrong
         self.disk.make_folders(self.config.data)
         for name, (section, _) in self._declared.items():
             try:

@@ -262,12 +262,14 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
     "a port alone": ("[SERVER]\nlisten = :9000\n" + GOOD, 2, ["':9000'", "write 0.0.0.0:9000"]),
     "too many workers": ("[SERVER]\nworkers = 100\n" + GOOD, 2, ["'100'", "1 to 99"]),
     "quotes": (GOOD + 'public = "images/"\n', 4, ["public in [media]", "quotes", "away"]),
+    "quotes in a list": (GOOD + 'public = "images/" css/\n', 4, ["public in [media]", "quotes"]),
+    "quotes in the lines of a list": (GOOD + "public = a/\n    'b/'\n", 4, ["quotes"]),
     "quotes around a key": (
         "[media]\naccess_key = 'k'\nsecret_key = s\n", 2, ["access_key in [media]", "quotes"]),
     "a comment behind a secret": (
         "[DEFAULT]\nsecret_key = wonderful  # note\n[media]\naccess_key = k\n",
         2,
-        ["secret_key in [DEFAULT]", "comment", "line of its own"],
+        ["secret_key in [DEFAULT]", "comment", "line of its own", "secret_key = file:PATH"],
     ),
     "a file in capitals": (
         "[media]\naccess_key = k\nsecret_key = FILE:/etc/x\n",
@@ -279,6 +281,8 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
     "a domain with a dot before it": (
         "[SERVER]\ndomain = .s3.localhost\n" + GOOD, 2, ["'.s3.localhost'", "write s3.localhost"]
     ),
+    "a domain that is a dot": (
+        "[SERVER]\ndomain = .\n" + GOOD, 2, ["'.' begins with a dot; write s3.example.com"]),
     "no data folder": ("[SERVER]\ndata =\n" + GOOD, 2, ["data in [SERVER]", "s3mini-data"]),
     "a key that is no ASCII": (
         "[media]\naccess_key = ä\nsecret_key = s\n", 2, ["access_key in [media]: ASCII"]),
@@ -568,6 +572,38 @@ def test_a_link_to_a_disk_that_is_not_mounted_is_named(tmp_path: Path) -> None:
             media.unlink()
             Path(config.data).rmdir()
             Path(config.data).symlink_to(tmp_path / "mnt")
+
+
+def test_a_link_to_where_this_user_may_not_go_is_no_missing_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, real = load(tmp_path, GOOD), os.stat
+    (tmp_path / "mnt").mkdir()
+    Path(config.data).symlink_to(tmp_path / "mnt")
+
+    def stat(path: Any, **named: Any) -> Any:
+        if path == config.data:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, **named)
+
+    monkeypatch.setattr(os, "stat", stat)
+
+    assert [] == s3mini.Buckets(config, s3mini.Disk(False)).prepare()
+
+
+@pytest.mark.parametrize("secret", ["ENV", "File", "file:", "a#b", "a;b"])
+def test_a_secret_may_look_like_much(tmp_path: Path, secret: str) -> None:
+    text = f"[media]\naccess_key = k\nsecret_key = {secret}\n"
+    if secret == "file:":
+        assert "cannot read" in mistake(tmp_path, text)
+    else:
+        assert {"k": secret} == load(tmp_path, text).secrets
+
+
+def test_where_no_secret_is_wanted_none_is_looked_at() -> None:
+    text = "[media]\naccess_key = k\nsecret_key = 'quoted'\n"
+
+    assert s3mini.IniReader(text, "buckets.ini", "/", to_serve=False).read().sections
 
 
 def test_an_unmounted_disk_is_not_served(tmp_path: Path) -> None:
