@@ -8811,7 +8811,7 @@ class App:
         if not missing:  # before all checks: a page is to see why it is refused
             about = store.about()
             answer.rules = cors_rules(section, about)
-            if about is None and not key:  # objects are served as long as they are there
+            if about is None and not (key and head.method in ("GET", "HEAD")):  # what is there is
                 missing = S3Error("NoSuchBucket", BucketName=bucket)
         if call.address and has_claim(head):
             self.failures.check(call.address, call.now)

@@ -150,6 +150,21 @@ def test_a_declared_bucket_goes_on_when_its_json_is_restored(serve: Serve, chang
         assert (b"y", 204) == (s3.get("by-hand").body, s3.delete("by-hand").status)
 
 
+def test_where_bucket_json_is_gone_objects_are_read_and_nothing_begins(serve: Serve) -> None:
+    """Else an upload of 50 GB fails at its end."""
+    server = serve()
+    s3 = server.client(bucket="media")
+    s3.put("k", b"content")
+    upload = s3.post("m", query="uploads").element("UploadId")
+    (server.data / "media" / ".s3mini" / "bucket.json").unlink()
+    part = {"partNumber": 1, "uploadId": upload}
+
+    assert (b"content", 200) == (s3.get("k").body, s3.head("k").status)
+    for reply in (s3.post("m", query="uploads"), s3.put("m", b"x", query=part), s3.get("none"),
+                  s3.put("k", b"x"), s3.delete("k")):
+        assert (404, "NoSuchBucket") == outcome(reply)
+
+
 @pytest.mark.parametrize("garbage", [b'{"created": 1e999}', b'{"created": NaN}', b'{"created": 1'])
 def test_what_is_damaged_is_not_written_over(tmp_path: Path, garbage: bytes) -> None:
     store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
