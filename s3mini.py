@@ -567,6 +567,12 @@ class Config(NamedTuple):
         found = (s for s in self.sections if s.pattern == bucket)
         return tuple(sorted(found, key=lambda s: s.name != bucket))
 
+    def is_written(self, bucket: str) -> bool:
+        """Whether a key may write to it. One that is not declared is that of the key that made it.
+        """
+        sections = self.sections_of(bucket)
+        return not sections or any(s.access_key and "write" in MODES[s.mode] for s in sections)
+
     def patterns_of(self, access_key: str, bucket: str) -> tuple[Section, ...]:
         """The pattern sections under which this key may own the bucket."""
         return tuple(s for s in self.sections if s.is_pattern and s.access_key == access_key
@@ -3760,6 +3766,12 @@ def list_folder(path: str) -> list[str]:
     return []
 
 
+def read_note(path: str, most: int) -> bytes:
+    """A small file of the room; b"" of what is no file, a FIFO does not block. Raises OSError."""
+    with closing_fd(os.open(path, READ_FLAGS & ~O_NOFOLLOW)) as fd:
+        return read_up_to(fd, most) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+
+
 def is_at(fd: int, path: str) -> bool:
     """Whether the open file is the one of that name."""
     try:
@@ -4391,8 +4403,7 @@ class Store:
             if self._about[0] != generation:
                 now = disk_time()  # before it is read
                 is_settled = info.st_ctime_ns < (now - tick_of(info)) * 1e9
-                with open(self._about_file, "rb") as file:
-                    about = parse_about(file.read(MAX_DOCUMENT))
+                about = parse_about(read_note(self._about_file, MAX_DOCUMENT))
                 self._about = (generation if is_settled else (), about)
         except GONE:
             return None
@@ -5185,8 +5196,7 @@ class Store:
         if not match:
             return None
         try:
-            with open(path + ".json", "rb") as file:
-                about = json.loads(file.read(MAX_SIDECAR))
+            about = json.loads(read_note(path + ".json", MAX_SIDECAR))
             return Version(path, str(about["key"]), int(match[1]) / 1e9,
                            parse_entry(about["entry"]))
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -5607,17 +5617,22 @@ class Store:
                     self._put_aside(again.folder, again.sidecar)
                 return "changed" if sidecar else "unreadable-sidecar"
 
-    def put_orphan_aside(self, key: str, folder: Folder, name: str, note: str) -> None:
-        """Move what is said of a file that is gone: who brings the file back needs it."""
-        with self.lock(key):
-            if not exists(folder, name) or is_folder(folder, name):
-                self._put_aside(folder, note)
+    def put_orphan_aside(self, key: str, folder: Folder, name: str, note: str) -> str:
+        """Move what is said of a file that is gone: who brings the file back needs it.
 
-    def _put_aside(self, folder: Folder, note: str) -> None:
+        Gives where it is now. Without a key nobody writes there.
+        """
+        with self.lock(key) if key else contextlib.nullcontext():
+            is_there = exists(folder, name) and not is_folder(folder, name)
+            return "" if is_there else self._put_aside(folder, note)
+
+    def _put_aside(self, folder: Folder, note: str) -> str:
+        own = f"{time.time_ns():020}-{secrets.token_hex(4)}"  # it keeps its name, which may be long
         with Folder.open(self.room) as room, self._open_or_add(room, "damaged") as damaged:
-            name = f"{time.time_ns():020}-{secrets.token_hex(4)}"
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                self.disk.rename(os.path.join(folder.path, note), damaged, name)
+            with self._add_folder(damaged, own) as aside:
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    self.disk.rename(os.path.join(folder.path, note), aside, note)
+        return f"{ROOM}/damaged/{own}/{note}"
 
     def drop_orphan(self, key: str, place: Place) -> None:
         with self.lock(key):
@@ -5794,8 +5809,8 @@ class Store:
     def read_upload(self, upload_id: str) -> Optional[Upload]:
         """None where there is none, or it is damaged. Raises OSError."""
         try:
-            with open(os.path.join(self._upload_path(upload_id), "upload.json"), "rb") as file:
-                value = json.loads(file.read(MAX_DOCUMENT))
+            path = os.path.join(self._upload_path(upload_id), "upload.json")
+            value = json.loads(read_note(path, MAX_DOCUMENT))
             value["entry"] = parse_entry(value["entry"])
             return Upload(**{n: v for n, v in value.items() if n in Upload._fields})
         except (*GONE, ValueError, TypeError, KeyError, RecursionError):
@@ -6066,16 +6081,20 @@ FINDINGS = {  # kind: what it means, and what --repair does
     "temp": "a temp file of a writer that is gone; repair removes it",
     "no-key": "a file whose name no key maps to: S3 does not see it; rename it",
     "shadowed": "NAME% beside NAME, which S3 sees alone; move one of them",
+    "note": "what the server wrote down is damaged or gone; restore it from a backup",
     "unreadable": "the server's user may not read it; change its owner or mode",
     "locked-out": "this user may not read, write or enter it, as the server must; chown it and all "
     "below to the server's user, or run this as that user",
-    "mounted": "another disk within the bucket, which cannot store there; give it a bucket of its "
-    "own, with path =",
+    "foreign": "another user owns it: its tags and ACL cannot be changed, and with keep it can "
+    "perhaps not be replaced or deleted; chown all such to the server's user",
+    "mounted": "something is mounted within the bucket, which cannot store there; unmount it, or "
+    "give it a bucket of its own, with path =",
     "broken": "the disk cannot read it; restore it from a backup",
 }
 
 
 FOLDER, FILE = os.R_OK | os.W_OK | os.X_OK, os.R_OK | os.W_OK  # what the server does with its own
+NOT_BACK = "undelete cannot bring it back"
 
 
 def may(path: str, need: int) -> bool:
@@ -6090,12 +6109,18 @@ def is_read_only(path: str) -> bool:
     return False
 
 
-def links_need_owner() -> bool:
-    """Whether only who owns a file, or may read and write it, gives it a second name. [man 5 proc]
+def mounts_below(path: str) -> set[str]:
+    """What is mounted below a folder, by its path from there on: no rename reaches over that.
+
+    Its own disk may be mounted there once more: no st_dev tells it. [man 5 proc_pid_mountinfo]
     """
-    with contextlib.suppress(OSError), open("/proc/sys/fs/protected_hardlinks", "rb") as file:
-        return file.read(1) == b"1"
-    return False
+    above, found = os.path.join(os.path.realpath(path), ""), set()
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            octal = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), line.split()[4])
+            if (place := os.fsdecode(octal)).startswith(above):
+                found.add(place[len(above) :])
+    return found
 
 
 def broken(name: str, why: OSError) -> Finding:
@@ -6110,11 +6135,14 @@ class Inspector:
     """Looks through a bucket's files for what does not fit. Reading is all it does unasked."""
 
     def __init__(self, store: Store, deep: bool, repair: bool,
-                 progress: Callable[[int, int], None]):
+                 progress: Callable[[int, int], None], is_written: bool = True):
         self.store, self.deep, self.repair, self.progress = store, deep, repair, progress
         self._orphans: list[tuple[tuple[str, ...], str, os.stat_result]] = []
-        self._is_read_only = is_read_only(store.root)
-        self._links_need_owner = store.keep > 0 and links_need_owner()
+        self._is_written = is_written and not is_read_only(store.root)  # else reading is enough
+        self._mounts = mounts_below(store.root) if self._is_written else set()
+        has_users = self._is_written and hasattr(os, "geteuid")
+        self._user = os.geteuid() if has_users else 0  # 0: all is its own
+        self._foreign, self._first_foreign = 0, ""
 
     def run(self) -> Iterator[Finding]:
         """Everything that is found; `progress` is told (files, bytes) as it goes.
@@ -6129,6 +6157,8 @@ class Inspector:
             return  # of a bucket that is locked nothing more can be told
         temp, notes = set(self._list("tmp")), set(self._notes())
         yield from self._tree()
+        if self._foreign:  # not each: a site that is served in place has a million
+            yield Finding("foreign", self._first_foreign, f"one of {self._foreign}", False)
         yield from self._versions() if self.deep else ()
         if temp or notes or self._orphans:
             time.sleep(SECOND_LOOK_SECONDS)
@@ -6141,20 +6171,22 @@ class Inspector:
                     yield from self._orphan(folder, names, name, info)
 
     def _may(self, path: str, need: int) -> bool:
-        """Whether the server may do that with it. On a disk that is only to be read none writes."""
-        return may(path, need & ~os.W_OK if self._is_read_only else need)
+        """Whether the server may do that with it, or what it does of that where nobody writes."""
+        return may(path, need if self._is_written else need & ~os.W_OK)
 
     def _locked_out(self, path: str, need: int) -> Iterator[Finding]:
         """Not below a folder of which the same is told: a restore as root has a million files."""
         if self._may(path, need) or not os.path.exists(path):  # it went meanwhile
             return
-        if path == self.store.root or self._may(os.path.dirname(path), FOLDER):
+        if self._may(os.path.dirname(path), FOLDER):
             yield Finding("locked-out", os.path.relpath(path, self.store.root), "", False)
 
     def _room(self) -> Iterator[Finding]:
-        """What the server may not use of what is its own."""
+        """What the server may not use of what is its own, and what it cannot rename to."""
         room = self.store.room
-        if not self._may(self.store.root, os.R_OK | os.X_OK):  # it may lie in what is locked too
+        for name in sorted(self._mounts):
+            yield Finding("mounted", name, "", False)
+        if not self._may(self.store.root, FOLDER):  # it may lie in what is locked too
             yield Finding("locked-out", ".", "", False)
         yield from self._locked_out(room, FOLDER)
         for path, folders, files in os.walk(room):
@@ -6166,68 +6198,63 @@ class Inspector:
 
     def _list(self, *names: str) -> list[str]:
         """The names in a folder of the room; none where we are locked out, which is told."""
-        with contextlib.suppress(PermissionError):
-            return list_folder(os.path.join(self.store.room, *names))
-        return []
+        path = os.path.join(self.store.room, *names)
+        return list_folder(path) if self._may(path, os.R_OK | os.X_OK) else []
 
-    def _kept(self) -> Iterator[str]:
-        """The path of each version, also where only what is said of it is left."""
+    def _kept(self) -> Iterator[tuple[str, bool, bool]]:
+        """The path of each version, whether it is there, and whether what is said of it is."""
         for day in filter(DAY_NAME.fullmatch, self._list("versions")):
-            folder = f"{self.store.room}/versions/{day}"
-            names = {name.partition(".json")[0] for name in self._list("versions", day)}
-            for name in sorted(filter(VERSION_NAME.fullmatch, names)):
-                if self._may(folder, os.X_OK):
-                    yield f"{folder}/{name}"
+            found = set(self._list("versions", day))
+            for name in sorted({name.removesuffix(".json") for name in found}):
+                if VERSION_NAME.fullmatch(name):
+                    path = f"{self.store.room}/versions/{day}/{name}"
+                    yield path, name in found, f"{name}.json" in found
 
     def _notes(self) -> Iterator[Finding]:
         """What is damaged of the notes that are no sidecars, or lacks the file that it is of."""
         if self.store.about() == {}:
             detail = "the bucket's owner, tags and CORS are not known"
-            yield Finding("damaged", f"{ROOM}/bucket.json", detail, False)
+            yield Finding("note", f"{ROOM}/bucket.json", detail, False)
         for upload in filter(UPLOAD_ID.fullmatch, self._list("uploads")):
-            detail, read = "it cannot end or expire; or remove its folder", self.store.read_upload
-            yield from self._note(f"uploads/{upload}/upload.json", detail, read, upload)
-        for path in self._kept():
-            name, detail = os.path.relpath(path, self.store.room), "undelete cannot bring it back"
-            if not os.path.lexists(path):
-                yield Finding("orphan", f"{ROOM}/{name}.json", "", False)
-            elif not os.path.lexists(f"{path}.json"):
-                yield Finding("damaged", f"{ROOM}/{name}.json", f"it is gone, {detail}", False)
-            else:
-                yield from self._note(f"{name}.json", detail, self.store.read_version, path)
+            known, name = None, f"uploads/{upload}/upload.json"
+            with contextlib.suppress(OSError):
+                known = self.store.read_upload(upload)
+            if not known and self._may(f"{self.store.room}/{name}", os.R_OK):
+                detail = "the upload ends or expires only if its folder is removed"
+                yield Finding("note", f"{ROOM}/{name}", detail, False)
+        for path, is_there, is_noted in self._kept():
+            if not is_there:
+                yield Finding("orphan", self._note_of(path), "", False)
+            elif not is_noted:
+                yield Finding("note", self._note_of(path), NOT_BACK, False)
 
-    def _note(
-        self, name: str, detail: str, read: Callable[[str], object], which: str
-    ) -> Iterator[Finding]:
-        """Whether a note in the room, if we may read it, makes no sense."""
-        path = f"{self.store.room}/{name}"
-        try:
-            if self._may(path, os.R_OK) and not read(which):
-                yield Finding("damaged", f"{ROOM}/{name}", detail, False)
-        except OSError as why:
-            yield broken(f"{ROOM}/{name}", why)
+    def _note_of(self, path: str) -> str:
+        return os.path.relpath(f"{path}.json", self.store.root)
 
     def _put_aside(self, orphan: Finding) -> Finding:
         """What is said of a version that is gone."""
         path = os.path.join(self.store.root, orphan.name[: -len(".json")])
-        version = self.store.read_version(path)
+        version, name = self.store.read_version(path), os.path.basename(path)
 
-        def put_aside(key: str) -> None:
+        def put_aside() -> str:
             with Folder.open(os.path.dirname(path)) as folder:
-                name = os.path.basename(path)
-                self.store.put_orphan_aside(key, folder, name, f"{name}.json")
+                key = version.key if version else ""
+                return self.store.put_orphan_aside(key, folder, name, f"{name}.json")
 
-        return self._mended(orphan, lambda: put_aside(version.key)) if version else orphan
+        return self._mended(orphan, put_aside)
 
-    def _mended(self, finding: Finding, mend: Callable[[], object]) -> Finding:
-        """The finding as it is after --repair: the disk may be full, or only to be read."""
+    def _mended(self, finding: Finding, mend: Callable[[], Optional[str]]) -> Finding:
+        """The finding as it is after --repair: the disk may be full, or only to be read.
+
+        `mend` gives where it put aside what was found.
+        """
         if not self.repair:
             return finding
         try:
-            mend()
+            place = mend()
         except OSError as why:
-            return finding._replace(detail=f"it cannot be mended: {why.strerror}")
-        return finding._replace(mended=True)
+            return finding._replace(detail=f"repair failed: {why.strerror}")
+        return finding._replace(mended=True, detail=f"now {place}" if place else finding.detail)
 
     def _tree(self) -> Iterator[Finding]:
         todo: list[tuple[tuple[str, ...], int]] = [((), 0)]
@@ -6244,9 +6271,11 @@ class Inspector:
                     if names and names != (LOST_AND_FOUND,):  # the bucket's own was told of
                         yield Finding("unreadable", "/".join(names))
                     continue
-                yield from self._locked_out(folder.path, FOLDER)
-                if names and disk != disk_above:
-                    yield Finding("mounted", "/".join(names), "", False)
+                if names:
+                    yield from self._locked_out(folder.path, FOLDER)
+                    path = "/".join(names)
+                    if self._is_written and disk != disk_above and path not in self._mounts:
+                        yield Finding("mounted", path, "", False)  # a subvolume of btrfs
                 todo += [((*names, name), disk) for name in below if names or name != ROOM]
                 yield from self._folder(folder, names, files, sidecars)
 
@@ -6264,8 +6293,13 @@ class Inspector:
         return files, sidecars, below
 
     def _versions(self) -> Iterator[Finding]:
-        for version in filter(None, map(self.store.read_version, self._kept())):
-            name, of = os.path.relpath(version.path, self.store.root), f"a version of {version.key}"
+        for path, is_there, is_noted in self._kept():
+            version = self.store.read_version(path)
+            if not version:
+                if is_there and is_noted and self._may(f"{path}.json", os.R_OK):  # not gone by now
+                    yield Finding("note", self._note_of(path), NOT_BACK, False)
+                continue
+            name, of = os.path.relpath(path, self.store.root), f"a version of {version.key}"
             self.progress(0, version.entry.size)
             try:
                 version.check()
@@ -6278,7 +6312,7 @@ class Inspector:
 
     def _temp_files(self, before: set[str]) -> Iterator[Finding]:
         """Those that are there still and that nobody holds: a sidecar on its way has no lock."""
-        for name in sorted(before.intersection(list_folder(self.store.temp))):
+        for name in sorted(before.intersection(self._list("tmp"))):
             with Folder.open(self.store.temp) as folder:
                 with unlocked(folder, name) as is_dead:
                     if is_dead:
@@ -6317,11 +6351,8 @@ class Inspector:
         is_there = exists(folder, data) and not is_folder(folder, data)
         if is_there or folder.stat(name).st_ino != before.st_ino:
             return  # a PUT has just been there
-        finding = Finding("orphan", "/".join((*names, name)))
-        if key is not None:
-            put_aside = functools.partial(self.store.put_orphan_aside, key, folder, data, name)
-            finding = self._mended(finding, put_aside)
-        yield finding
+        put_aside = functools.partial(self.store.put_orphan_aside, key or "", folder, data, name)
+        yield self._mended(Finding("orphan", "/".join((*names, name))), put_aside)
 
     def _file(self, folder: Folder, names: tuple[str, ...]) -> Iterator[Finding]:
         key = key_of_names(list(names))
@@ -6331,8 +6362,9 @@ class Inspector:
         with closing_fd(place.fd):
             info = os.fstat(place.fd)
             self.progress(1, info.st_size)
-            if self._links_need_owner and info.st_uid != os.geteuid():
-                yield from self._locked_out(f"{folder.path}/{names[-1]}", FILE)  # of `keep`
+            if self._user and info.st_uid != self._user:
+                self._foreign += 1
+                self._first_foreign = self._first_foreign or "/".join(names)
             if key is None or len(key.encode()) > MAX_KEY:
                 yield Finding("no-key", "/".join(names))
                 return
@@ -6366,7 +6398,7 @@ class Inspector:
         with contextlib.suppress(S3Error):  # it was deleted just now
             self.store.head(key)
         if self.store.judge(key, place, repair=False):
-            raise OSError(errno.EIO, "its sidecar could not be written")
+            raise OSError(errno.EIO, "its sidecar could not be written, or it changes all the time")
 
     def _deep(self, place: Place, key: str, entry: Entry) -> Iterator[Finding]:
         """Every byte against the MD5s that are known, and a checksum of the whole."""

@@ -198,7 +198,7 @@ MAKERS = {  # a name: (how it is made, its kind, the flags that find it, whether
     "a flipped bit that tar restored": (make_damaged_and_restored, "damaged", ("--deep",), False),
     "a file edited by hand": (make_changed, "changed", (), True),
     "a sidecar cut short": (make_unreadable_sidecar, "unreadable-sidecar", (), True),
-    "an upload's note cut short": (make_damaged_upload, "damaged", (), False),
+    "an upload's note cut short": (make_damaged_upload, "note", (), False),
     "a large file by hand": (make_unhashed, "unhashed", (), True),
     "a sidecar alone": (make_orphan, "orphan", (), True),
     "a temp file": (make_temp, "temp", (), True),
@@ -211,7 +211,7 @@ MAKERS = {  # a name: (how it is made, its kind, the flags that find it, whether
 
 def test_every_kind_of_finding_is_made_here() -> None:
     made = {kind for _, kind, _, _ in MAKERS.values()}
-    others = {"unreadable", "locked-out", "broken", "mounted"}  # needs another user, or disk
+    others = {"unreadable", "locked-out", "broken", "foreign", "mounted"}  # of another user or disk
     assert set(s3mini.FINDINGS) == {*made, *others}
 
 
@@ -281,7 +281,7 @@ def test_a_damaged_sidecar_is_put_aside_for_a_human(
     broken = sidecar(folder / "a").read_bytes()
     check("--repair")
 
-    aside = list((folder / ".s3mini" / "damaged").iterdir())
+    aside = list((folder / ".s3mini" / "damaged").glob("*/.a.s3mini.json"))
     assert [broken] == [path.read_bytes() for path in aside]
     assert "a" == json.loads(sidecar(folder / "a").read_text())["key"]
     assert b"content" == s3.get("a").body
@@ -293,8 +293,10 @@ def test_a_sidecar_whose_object_is_gone_is_kept_for_who_restores_it(
     """A restore may bring the sidecars first; or the file was removed by mistake."""
     s3.put("a", b"content", {"x-amz-meta-n": "v"})
     (folder / "a").rename(folder / "b")
-    check("--repair")
-    aside, = (folder / ".s3mini" / "damaged").iterdir()
+    detail, = [line["detail"] for line in check("--repair")[1]]
+    aside = folder / detail.removeprefix("now ")
+    assert (sidecar(folder / "a").name, folder / ".s3mini" / "damaged") == (
+        aside.name, aside.parent.parent)
     aside.rename(sidecar(folder / "a"))
     (folder / "b").rename(folder / "a")
 
@@ -476,7 +478,7 @@ def test_what_cannot_be_mended_is_left_and_the_rest_is_looked_at(
 
     kinds = ["changed", "unreadable-sidecar", "unhashed", "temp", "orphan"]
     assert [(kind, False) for kind in kinds] == [(f.kind, f.mended) for f in findings]
-    assert all("cannot be mended" in finding.detail for finding in findings)
+    assert all("repair failed" in finding.detail for finding in findings)
     assert os.strerror(error) in findings[-1].detail
 
 
@@ -647,11 +649,44 @@ def test_a_version_that_undelete_cannot_bring_back_is_found(
     Path(store.root, third).unlink()
     known = Path(store.root, third + ".json").read_bytes()
 
-    assert [("damaged", first + ".json"), ("damaged", second + ".json"),
-            ("orphan", third + ".json")] == inspect(store)
+    by_name = [("note", second + ".json"), ("orphan", third + ".json")]
+    assert by_name == inspect(store)
+    assert [("note", first + ".json"), *by_name] == inspect(store, deep=True)
     findings = list(s3mini.Inspector(store, False, True, lambda *_: None).run())
-    assert [False, False, True] == [finding.mended for finding in findings]
-    assert [known] == [p.read_bytes() for p in Path(store.room, "damaged").iterdir()]
+    assert [False, True] == [finding.mended for finding in findings]
+    aside = Path(store.root, findings[1].detail.removeprefix("now "))
+    assert (known, os.path.basename(third) + ".json") == (aside.read_bytes(), aside.name)
+
+
+def test_what_tells_of_nothing_is_put_aside_where_no_key_can_be_made_out(
+    store: s3mini.Store, kept: list[str]
+) -> None:
+    Path(store.root, kept[0]).unlink()
+    Path(store.root, kept[0] + ".json").write_bytes(b"{")
+    Path(store.root, ".%zz.s3mini.json").write_bytes(b"{")
+    findings = list(s3mini.Inspector(store, False, True, lambda *_: None).run())
+
+    assert [("orphan", True)] * 2 == [(finding.kind, finding.mended) for finding in findings]
+    assert [] == inspect(store)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are none")
+@pytest.mark.parametrize("make", ["mkfifo", "mkdir"])
+def test_what_is_no_file_in_place_of_a_note_ends_nothing(
+    store: s3mini.Store, kept: list[str], make: str
+) -> None:
+    upload = Path(store.room, "uploads", "0" * 32)
+    upload.mkdir()
+    for path in (Path(store.root, kept[0] + ".json"), Path(store.room, "bucket.json")):
+        path.unlink()
+        getattr(os, make)(path)
+    getattr(os, make)(upload / "upload.json")
+    Path(store.root, "50%zz").touch()
+
+    names = [".s3mini/bucket.json", f".s3mini/uploads/{upload.name}/upload.json",
+             kept[0] + ".json"]
+    found = {*[("note", name) for name in names], ("no-key", "50%zz")}
+    assert found == set(inspect(store, deep=True))
 
 
 @pytest.mark.parametrize("what", ["kept", "dropped"])
@@ -672,7 +707,7 @@ def test_a_damaged_bucket_json_is_found(
     monkeypatch.setattr(s3mini, "SECOND_LOOK_SECONDS", 0)
     Path(store.room, "bucket.json").write_bytes(b'{"v": 1, "cre')
 
-    assert [("damaged", ".s3mini/bucket.json")] == inspect(store)
+    assert [("note", ".s3mini/bucket.json")] == inspect(store)
 
 
 @pytest.fixture
@@ -696,19 +731,71 @@ NEEDED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("is_read_only", [False, True])
+def inspect_read(store: s3mini.Store) -> list[tuple[str, str]]:
+    """`check --deep` of a bucket that no key may write to."""
+    findings = s3mini.Inspector(store, True, False, lambda *_: None, is_written=False).run()
+    return [(finding.kind, finding.name) for finding in findings]
+
+
 @pytest.mark.parametrize(("name", "mode"), NEEDED)
 def test_what_the_server_needs_and_may_not_use_is_found(
     store: s3mini.Store, kept: list[str], deny: Callable[[Path, int], None],
-    monkeypatch: pytest.MonkeyPatch, name: str, mode: int, is_read_only: bool,
+    monkeypatch: pytest.MonkeyPatch, name: str, mode: int,
 ) -> None:
-    """After a restore as root every PUT is a 500. What nobody can write is another matter."""
+    """After a restore as root every PUT is a 500. Where nobody writes that is no matter."""
     put(store, "folder/a", b"content", "name")
-    monkeypatch.setattr(s3mini, "is_read_only", lambda _: is_read_only)
     deny(Path(store.root, name), mode)
+    told = [("locked-out", name)]
+    hinders_readers = told if mode != os.W_OK else []
 
-    is_found = mode != os.W_OK or not is_read_only
-    assert ([("locked-out", name)] if is_found else []) == inspect(store, deep=True)
+    assert (told, hinders_readers) == (inspect(store, deep=True), inspect_read(store))
+    monkeypatch.setattr(s3mini, "is_read_only", lambda _: True)
+    assert hinders_readers == inspect(store, deep=True)
+
+
+def test_only_a_bucket_that_a_key_may_write_to_is_written() -> None:
+    config = s3mini.IniReader(
+        "[read]\naccess_key = a\nsecret_key = s\nmode = read\n[open]\npublic = read\n"
+        "[two]\naccess_key = a\nsecret_key = s\nmode = read\n[two:ci]\naccess_key = b\n"
+        "secret_key = s\nmode = append\n[test-*]\naccess_key = a\nsecret_key = s\n", "", "/"
+    ).read()
+
+    written = [name for name in ("read", "open", "two", "test-1") if config.is_written(name)]
+    assert ["two", "test-1"] == written
+
+
+@pytest.mark.parametrize("room", [0o700, 0o750, 0o755])
+@pytest.mark.parametrize("root", [0o750, 0o755])
+def test_a_bucket_that_was_restored_as_root_is_one_finding(
+    store: s3mini.Store, kept: list[str], deny: Callable[[Path, int], None], root: int, room: int
+) -> None:
+    put(store, "folder/a", b"content", "name")
+    for path in Path(store.root).rglob("*"):
+        deny(path, os.W_OK)
+    deny(Path(store.root), 7 & ~root)
+    deny(Path(store.room), 7 & ~room)
+    for path in Path(store.room).iterdir():
+        deny(path, 7 if room & 1 == 0 else os.W_OK)
+
+    assert [("locked-out", ".")] == inspect(store)
+
+
+def test_temp_files_that_may_not_be_listed_end_nothing(
+    store: s3mini.Store, kept: list[str], deny: Callable[[Path, int], None],
+    unreadable: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = s3mini.list_folder
+
+    def list_folder(path: str) -> list[str]:
+        if path == store.temp:
+            raise PermissionError(errno.EACCES, "not for you", path)
+        return real(path)
+
+    monkeypatch.setattr(s3mini, "list_folder", list_folder)
+    deny(Path(store.temp), 7)
+    Path(store.root, ".a.s3mini.json").write_bytes(b"{")
+
+    assert [("locked-out", ".s3mini/tmp"), ("orphan", ".a.s3mini.json")] == inspect(store)
 
 
 def test_below_what_the_server_may_not_use_not_each_file_is_named(
@@ -742,6 +829,26 @@ def test_a_disk_that_is_mounted_within_a_bucket_is_found_once(
     assert [("mounted", "disk"), ("no-key", "disk/folder/50%zz")] == inspect(store)
 
 
+def test_what_is_mounted_within_a_bucket_is_found(
+    store: s3mini.Store, kept: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of the same disk, or in its room: over none of them a rename reaches."""
+    root = os.path.realpath(store.root)
+    Path(root, "a b").mkdir()
+    places = [root, f"{root}/a\\040b", f"{root}/.s3mini/versions", f"{root}-other", "/"]
+    lines = "".join(f"36 35 98:0 /mnt1 {place} rw - ext4 /dev/root rw\n" for place in places)
+    real = open
+
+    def fake(path: Any, *mode: str) -> Any:
+        is_asked = path == "/proc/self/mountinfo"
+        return io.BytesIO(lines.encode()) if is_asked else real(path, *mode)
+
+    monkeypatch.setattr(s3mini, "open", fake, raising=False)
+
+    assert [("mounted", ".s3mini/versions"), ("mounted", "a b")] == inspect(store)
+    assert [] == inspect_read(store)
+
+
 def test_a_bucket_in_a_folder_that_the_server_may_not_enter_is_found(
     store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -757,18 +864,19 @@ def test_a_bucket_in_a_folder_that_the_server_may_not_enter_is_found(
     assert [("locked-out", ".")] == found
 
 
-def test_another_users_file_that_cannot_be_kept_is_found(
-    store: s3mini.Store, deny: Callable[[Path, int], None], monkeypatch: pytest.MonkeyPatch
+def test_files_of_another_user_are_one_finding(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A link to it is all that a version is; who replaces it needs no right to it."""
-    put(store, "a", b"content", "name")
-    deny(Path(store.root, "a"), os.W_OK)
-    monkeypatch.setattr(s3mini, "links_need_owner", lambda: True)
-    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    assert [] == inspect(store)
-    store.keep = 3600
+    """Only who owns a file sets its times, and so its tags. A site in place has a million."""
+    for key in ("folder/a", "folder/b"):
+        put(store, key, b"content", "name")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1, raising=False)
+    finding, = s3mini.Inspector(store, False, False, lambda *_: None).run()
 
-    assert [("locked-out", "a")] == inspect(store)
+    assert ("foreign", "folder/a", "one of 2") == finding[:3]
+    assert [] == inspect_read(store)
+    monkeypatch.setattr(os, "geteuid", lambda: 0, raising=False)
+    assert [] == inspect(store)
 
 
 def test_a_bucket_that_may_not_be_looked_into_hides_no_other(
