@@ -66,9 +66,9 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from email.utils import mktime_tz, parsedate_tz
-from typing import Any, Callable, NamedTuple, NoReturn, Optional, Protocol, Union
+from typing import Any, Callable, NamedTuple, NoReturn, Optional, Protocol, TypeVar, Union
 from urllib.parse import quote, unquote_to_bytes
 
 try:
@@ -10409,10 +10409,12 @@ def make_dev_buckets(config: Config, names: list[str]) -> None:
             raise ConfigError(f"{name!r}: {why}") from None
 
 
-def chosen_buckets(config: Config, bucket: str) -> Iterator[tuple[str, Store]]:
+def chosen_buckets(
+    config: Config, bucket: str, troubles: list[str]
+) -> Iterator[tuple[str, Store]]:
     """The buckets that a command is about: the one named, or all. Raises ConfigError.
 
-    Where one is not there, not before the others had their turn.
+    `troubles` gets a sentence of each that cannot be looked at: the others have their turn.
     """
     check_file_names()
     buckets = Buckets(config, Disk(config.durability == "disk"))
@@ -10425,24 +10427,47 @@ def chosen_buckets(config: Config, bucket: str) -> Iterator[tuple[str, Store]]:
                           ) from None
     if not names:
         sys.stderr.write(f"s3mini: no bucket is in {config.data}; --data names another folder\n")
-    trouble = ""
     for name in names:
         try:
             store = buckets.open(name)
+            is_there = store.about() is not None
         except S3Error:
+            if not bucket:
+                continue  # it was deleted just now
             raise ConfigError(f"there is no bucket {name!r}; `config` shows those there are"
                               ) from None
-        is_there = True  # where we may not look whoever uses it says so
-        with contextlib.suppress(PermissionError):
-            is_there = store.about() is not None
+        except PermissionError:
+            is_there = True  # whoever uses it says so
+        except OSError as why:
+            troubles.append(f"the bucket {name!r} cannot be looked at: {why}")
+            continue
         if is_there:
             check_user(store.room)
             yield name, store
-            continue
-        trouble = (f"the bucket {name!r} is not there: {store.room}/bucket.json is not; mount its "
-                   "disk, or restart the server, which makes it")
-    if trouble:
-        raise ConfigError(trouble)
+        elif store.is_declared:
+            troubles.append(f"the bucket {name!r} is not there: {store.room}/bucket.json is not; "
+                            "mount its disk, name the data folder with --data, or restart the "
+                            "server, which makes it")
+
+
+T = TypeVar("T")
+
+
+def until_it_fails(
+    name: str, store: Store, items: Iterable[T], troubles: list[str]
+) -> Iterator[T]:
+    """What a bucket gives, until its disk fails, or it is deleted: the others have their turn."""
+    try:
+        yield from items
+    except (OSError, S3Error) as why:
+        if store.is_declared or os.path.lexists(store.room):
+            troubles.append(f"the bucket {name!r} cannot be looked at: {why}")
+
+
+def told(troubles: list[str]) -> bool:
+    """Whether there were any; they are on standard error then."""
+    sys.stderr.writelines(f"s3mini: {trouble}\n" for trouble in troubles)
+    return bool(troubles)
 
 
 def check_user(path: str) -> None:
@@ -10485,28 +10510,29 @@ class Meter:
 def command_check(options: Any) -> int:
     """Look for what does not fit on the disk: exit code 0 nothing, 1 something left, 2 mistake."""
     found, left, files = 0, 0, 0
-    missing: Optional[ConfigError] = None
-    try:
-        config = load_config(options.config, options.data, to_serve=False)
-        for name, store in chosen_buckets(config, options.bucket):
-            meter = Meter(store.held() if options.deep else 0)
-            for finding in Inspector(store, options.deep, options.repair, meter.add).run():
-                found, left = found + 1, left + (not finding.mended)
-                meter.close()
-                print_finding(name, finding, options.json)
+    troubles: list[str] = []
+    config = load_config(options.config, options.data, to_serve=False)
+    for name, store in chosen_buckets(config, options.bucket, troubles):
+        meter = Meter(0)
+        findings = findings_in(store, options, meter, config.is_written(name))
+        for finding in until_it_fails(name, store, findings, troubles):
+            found, left = found + 1, left + (not finding.mended)
             meter.close()
-            files += meter.files
-    except ConfigError as why:  # a bucket is not there: the others are done
-        if not files and not found:
-            raise
-        missing = why
+            print_finding(name, finding, options.json)
+        meter.close()
+        files += meter.files
     if options.json:
         print(json.dumps({"files": files, "found": found, "left": left}))
     else:
         print(f"{files} files, {found} findings" + (f", {left} left" if found != left else ""))
-    if missing:
-        raise missing
-    return 1 if left else 0
+    return 2 if told(troubles) else 1 if left else 0
+
+
+def findings_in(store: Store, options: Any, meter: Meter, is_written: bool) -> Iterator[Finding]:
+    """Raises OSError, S3Error."""
+    meter.total = store.held() if options.deep else 0
+    inspector = Inspector(store, options.deep, options.repair, meter.add, is_written)
+    yield from inspector.run()
 
 
 def print_finding(bucket: str, finding: Finding, as_json: bool) -> None:
@@ -10535,15 +10561,17 @@ def command_manifest(options: Any) -> int:
             code = 1
             sys.stderr.write(f"s3mini: {why}\n")
 
+    troubles: list[str] = []
     config = load_config(options.config, options.data, to_serve=False)
-    for _, store in chosen_buckets(config, options.bucket):
+    for name, store in chosen_buckets(config, options.bucket, troubles):
         deque(os.walk(store.root, onerror=tell), 0)  # a listing leaves those out
-        try:
-            for digest, path in digests(store, options.sha256, tell):
-                print(manifest_line(digest, os.path.relpath(path, config.data)))
-        except PermissionError as why:
-            tell(why)
-    return code
+        is_elsewhere = not store.root.startswith(os.path.join(config.data, ""))
+        above = store.root if is_elsewhere else config.data
+        found = digests(store, options.sha256, tell)
+        for digest, path in until_it_fails(name, store, found, troubles):
+            shown = os.path.relpath(path, above)
+            print(manifest_line(digest, os.path.join(name, shown) if is_elsewhere else shown))
+    return 2 if told(troubles) else code
 
 
 def digests(
@@ -10584,8 +10612,9 @@ def command_undelete(options: Any) -> int:
     except ValueError as why:
         raise ConfigError(f"--since: {why}") from None
     count = failed = 0
+    troubles: list[str] = []
     config = load_config(options.config, options.data, to_serve=False)
-    for name, store in chosen_buckets(config, options.bucket):
+    for name, store in chosen_buckets(config, options.bucket, troubles):
         if not store.keep:
             raise ConfigError(f"[{name}] keeps nothing; keep = 7d in buckets.ini would")
         for version in store.lost(options.prefix, since):
@@ -10607,7 +10636,7 @@ def command_undelete(options: Any) -> int:
             went = render_iso_date(int(version.gone))
             print(f"{shown}  {version.entry.size} bytes, went {went}{beside}")
     print(f"{count} {'could be brought back' if options.dry_run else 'brought back'}")
-    return 1 if failed else 0
+    return 2 if told(troubles) else 1 if failed else 0
 
 
 def render_example() -> str:

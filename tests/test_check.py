@@ -566,7 +566,7 @@ def test_a_bucket_that_is_not_there_hides_no_other(server: Server, bucket: str, 
 
     assert (2, True) == (done.code, "zz-not-there" in done.err)
     assert "left" in json.loads(done.out.splitlines()[-1])
-    assert (2, "") == (alone.code, alone.out)
+    assert (2, "0 files, 0 findings\n") == (alone.code, alone.out)
 
 
 def test_the_lost_and_found_of_a_disk_is_no_finding(
@@ -879,6 +879,52 @@ def test_files_of_another_user_are_one_finding(
     assert [] == inspect(store)
 
 
+@pytest.mark.parametrize("command", ["check", "manifest"])
+def test_a_bucket_whose_disk_fails_or_that_is_deleted_meanwhile_hides_no_other(
+    server: Server, bucket: str, s3: Client, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    make_changed(s3, Path(server.data, bucket))
+    gone = s3mini.Store(str(Path(server.data, "test-00-gone")), s3mini.Disk(False))
+    bad = s3mini.Store(str(Path(server.data, "test-00-bad")), s3mini.Disk(False))
+    late = s3mini.Store(str(Path(server.data, "test-00-late-gone")), s3mini.Disk(False))
+    for made in (gone, bad, late):
+        made.create(owner=s3.access_key)
+    real_names, real_about = s3mini.Buckets.names, s3mini.Store.about
+    real_scan = s3mini.Folder.scan
+
+    def fail_at(path: str, root: str) -> None:
+        if path == root:
+            raise OSError(errno.ENOTCONN, "not connected", path)
+
+    def names(buckets: s3mini.Buckets) -> list[str]:
+        found = real_names(buckets)
+        shutil.rmtree(gone.root)
+        return found
+
+    def about(store: s3mini.Store) -> Any:
+        fail_at(store.root, str(Path(server.data, "media")))
+        return real_about(store)
+
+    def scan(folder: s3mini.Folder) -> Any:
+        if folder.path == late.root:
+            shutil.rmtree(late.root)
+            raise s3mini.S3Error("NoSuchBucket")
+        fail_at(folder.path, bad.root)
+        return real_scan(folder)
+
+    monkeypatch.setattr(s3mini.Buckets, "names", names)
+    monkeypatch.setattr(s3mini.Store, "about", about)
+    monkeypatch.setattr(s3mini.Folder, "scan", scan)
+    done = run(server, command, *(["--json"] if command == "check" else []))
+    shutil.rmtree(bad.root)
+
+    assert (2, 2) == (done.code, done.err.count("\n"))
+    for name in ("media", "test-00-bad"):
+        assert f"s3mini: the bucket '{name}' cannot be looked at: [Errno " in done.err
+    assert bucket in done.out
+    assert command == "manifest" or "left" in json.loads(done.out.splitlines()[-1])
+
+
 def test_a_bucket_that_may_not_be_looked_into_hides_no_other(
     server: Server, bucket: str, s3: Client, folder: Path, monkeypatch: pytest.MonkeyPatch,
     deny: Callable[[Path, int], None],
@@ -899,7 +945,7 @@ def test_a_bucket_that_may_not_be_looked_into_hides_no_other(
     lines = [json.loads(line) for line in done.out.splitlines()[:-1]]
     assert {("media", "locked-out"), (bucket, "changed")} <= {
         (line["bucket"], line["kind"]) for line in lines}
-    assert (1, 1) == (listed.code, listed.err.count("\n"))
+    assert (2, 1) == (listed.code, listed.err.count("\n"))
     assert f"{bucket}/a" in listed.out
 
 
@@ -1081,6 +1127,24 @@ def test_a_manifest_is_what_coreutils_check(
     assert len(ODD) + 2 == len(good.stdout.splitlines())
     flip(folder / "plain", 0)
     assert 1 == coreutils().returncode
+
+
+def test_a_manifest_has_no_names_outside_of_the_data_folder(tmp_path: Path) -> None:
+    """In a backup that lacks such a bucket they would be those of the original."""
+    config, data, away = tmp_path / "buckets.ini", tmp_path / "data", tmp_path / "mnt" / "disk"
+    folders = {"aaa": data / "aaa", "away": away, "below": data / "sites" / "one"}
+    keys = "access_key = k\nsecret_key = s\n"
+    config.write_text(f"[aaa]\n{keys}[away]\n{keys}path = {away}\n"
+                      f"[below]\n{keys}path = {folders['below']}\n")
+    for path in folders.values():
+        path.mkdir(parents=True)
+        store = s3mini.Store(str(path), s3mini.Disk(False))
+        store.create()
+        put(store, "a/b", b"content", "name")
+    done = run(SimpleNamespace(config=config, data=data), "manifest")
+
+    names = [line.split("  ")[1] for line in done.out.splitlines()]
+    assert ["aaa/a/b", "away/a/b", "sites/one/a/b"] == names
 
 
 @pytest.mark.parametrize("error", [
