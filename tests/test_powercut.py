@@ -109,6 +109,20 @@ def put_by_hand(bench: Bench, record: Record) -> None:
     bench.put("k.txt", NEW, "new")
 
 
+def changed_by_hand(bench: Bench, record: Record) -> None:
+    """A file that its sidecar does not describe is read, and becomes an object; then as above."""
+    bench.prepare("k.txt")
+    changed, sidecar = b"changed by hand", Path(bench.root, ".k.txt.s3mini.json")
+    before = sidecar.read_bytes()
+    Path(bench.root, "k.txt").write_bytes(changed)
+    bench.things["k.txt"] = version_of(changed, bench.store.head("k.txt"))
+    sidecar.write_bytes(before)
+    bench.store._entries.clear()
+    record()
+    assert bench.store.head("k.txt").size == len(changed)
+    bench.put("k.txt", NEW, "new")
+
+
 def delete(bench: Bench, record: Record) -> None:
     bench.prepare("x/y/k")
     bench.prepare("x/other")
@@ -272,13 +286,14 @@ def odd_names(bench: Bench, record: Record) -> None:
 
 SCENARIOS: list[Scenario] = [
     put_new, put_in_new_folders, put_over, put_over_same_size, put_over_twice, put_refused,
-    put_by_hand, delete, delete_and_put_again, delete_many, update, update_and_put, copy, multipart,
+    put_by_hand, changed_by_hand, delete, delete_and_put_again, delete_many, update,
+    update_and_put, copy, multipart,
     multipart_in_place, multipart_half_in_place, abort, kept, brought_back,
     put_by_hand_and_counted, step_aside, step_aside_and_go_on, odd_names,
 ]  # fmt: skip
 
 
-BY_HAND = (put_by_hand, put_by_hand_and_counted)
+BY_HAND = (put_by_hand, changed_by_hand, put_by_hand_and_counted)
 
 
 def test_parts_lie_in_place(bench: Bench) -> None:
