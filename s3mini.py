@@ -859,12 +859,13 @@ def user_name(number: int) -> str:
 
 def whose(path: str) -> str:
     """What to do about a file that this user may not read: it may be the server's, or root's."""
-    path = os.path.abspath(path)
-    while path != os.path.dirname(path) and not os.path.exists(path):  # for all that we can see
-        path = os.path.dirname(path)
-    owner = os.stat(path).st_uid
+    seen = path = os.path.abspath(path)
+    while seen != os.path.dirname(seen) and not os.path.exists(seen):
+        seen = os.path.dirname(seen)
+    owner = os.stat(seen).st_uid
     if not hasattr(os, "geteuid") or owner in (0, os.geteuid()):
-        return "let the server's user own it"
+        return ("let the server's user own it" if seen == path else
+                "run this as the server's user, and name buckets.ini with --config")
     return f"run this as its owner, with `sudo -u {user_name(owner)}` before it"
 
 
@@ -5202,6 +5203,15 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
+    def unknown_versions(self, since: float) -> Iterator[str]:
+        """The paths of those that went since, and of which nothing can be read."""
+        for day in self._days():
+            for name in list_folder(f"{self._versions}/{day}"):
+                match, path = VERSION_NAME.fullmatch(name), f"{self._versions}/{day}/{name}"
+                is_late = match and int(match[1]) / 1e9 >= since
+                if is_late and not self.read_version(path) and os.path.exists(path):
+                    yield path
+
     def lost(self, prefix: str, since: float) -> list[Version]:
         """Of each key that was replaced or deleted since, what it was then."""
         first: dict[str, Version] = {}
@@ -7823,6 +7833,7 @@ def answer_in_time(req: Request, work: Callable[[], Response]) -> Response:
 
     def wait() -> Generator[bytes, None, None]:
         try:
+            yield b""  # begun: from here on close() comes to the end below
             yield XML_HEAD.encode()
             while thread.is_alive():
                 yield b" "
@@ -7838,7 +7849,8 @@ def answer_in_time(req: Request, work: Callable[[], Response]) -> Response:
         yield document[len(XML_HEAD) :]
 
     if thread.is_alive():
-        response.body = wait()
+        response.body = pieces = wait()
+        next(pieces)
         return response
     if isinstance(done[0], Exception):
         raise done[0]
@@ -10442,8 +10454,12 @@ def chosen_buckets(
             troubles.append(f"the bucket {name!r} cannot be looked at: {why}")
             continue
         if is_there:
-            check_user(store.room)
-            yield name, store
+            try:
+                check_user(store.room)
+            except (ConfigError, OSError) as why:
+                troubles.append(str(why))
+            else:
+                yield name, store
         elif store.is_declared:
             troubles.append(f"the bucket {name!r} is not there: {store.room}/bucket.json is not; "
                             "mount its disk, name the data folder with --data, or restart the "
@@ -10508,7 +10524,10 @@ class Meter:
 
 
 def command_check(options: Any) -> int:
-    """Look for what does not fit on the disk: exit code 0 nothing, 1 something left, 2 mistake."""
+    """Look for what does not fit on the disk.
+
+    Exit code 1: something is left; 2: a mistake, or a bucket that cannot be looked at.
+    """
     found, left, files = 0, 0, 0
     troubles: list[str] = []
     config = load_config(options.config, options.data, to_serve=False)
@@ -10522,7 +10541,8 @@ def command_check(options: Any) -> int:
         meter.close()
         files += meter.files
     if options.json:
-        print(json.dumps({"files": files, "found": found, "left": left}))
+        print(json.dumps({"files": files, "found": found, "left": left,
+                          "failed": len(troubles)}))
     else:
         print(f"{files} files, {found} findings" + (f", {left} left" if found != left else ""))
     return 2 if told(troubles) else 1 if left else 0
@@ -10617,6 +10637,10 @@ def command_undelete(options: Any) -> int:
     for name, store in chosen_buckets(config, options.bucket, troubles):
         if not store.keep:
             raise ConfigError(f"[{name}] keeps nothing; keep = 7d in buckets.ini would")
+        for path in store.unknown_versions(since):
+            failed += 1
+            sys.stderr.write(f"s3mini: {path}.json cannot be read: its key does not come back, or "
+                             "not as it was first\n")
         for version in store.lost(options.prefix, since):
             shown, beside = f"{name}/{on_terminal(version.key)}", ""
             try:
@@ -10780,12 +10804,14 @@ def end_own(server: Server, front: threading.Thread, folder: str, pid: int) -> N
     if front is threading.current_thread():  # the garbage collector runs in any
         threading.Thread(target=end_own, args=(server, front, folder, pid)).start()
         return
-    server.stop()
-    front.join(FAKE_SECONDS + 2)  # this thread may hold a lock for which the front waits
-    if not front.is_alive():
-        server.server_close()
-    if folder:
-        remove_tree(folder)
+    try:
+        server.stop()
+        front.join(FAKE_SECONDS + 2)  # this thread may hold a lock for which the front waits
+        if not front.is_alive():
+            server.server_close()
+    finally:  # also at Ctrl-C: this runs once
+        if folder:
+            remove_tree(folder)
 
 
 class Fake:
@@ -10818,7 +10844,8 @@ class Fake:
     def stop(self) -> None:
         """In a process that was forked from its own: nothing."""
         self._end()
-        self._front.join(FAKE_SECONDS + 2)  # where another thread stops it
+        if self._front is not threading.current_thread():  # the garbage collector runs in any
+            self._front.join(FAKE_SECONDS + 2)  # where another thread stops it
 
     def __enter__(self) -> Fake:
         return self

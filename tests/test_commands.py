@@ -1025,8 +1025,8 @@ def frozen_time(seconds: int) -> Iterator[list[int]]:
     fakes = dict([frozen("time", float), frozen("monotonic", float), frozen("perf_counter", float),
                   frozen("time_ns", lambda s: s * 10**9), frozen("gmtime", time.gmtime)])
     with pytest.MonkeyPatch.context() as patch:
-        for module in [m for name, m in list(sys.modules.items()) if name not in USES_REAL_TIME]:
-            for name, value in list(vars(module).items()):
+        for module in [m for name, m in sys.modules.copy().items() if name not in USES_REAL_TIME]:
+            for name, value in vars(module).copy().items():
                 if isinstance(value, BuiltinFunctionType) and value in fakes:
                     patch.setattr(module, name, fakes[value])
         yield clock
@@ -1066,6 +1066,24 @@ def test_a_fake_may_be_imported_while_time_stands_still() -> None:
             assert [200, 200] == [client_of(fake).put(key, LARGE).status for key in "ab"]
     with module.start("media") as fake:
         assert [200, 200] == [client_of(fake).put(key, LARGE).status for key in "ab"]
+
+
+def test_a_fake_leaves_no_folder_where_its_stop_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = s3mini.start("media")
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fake._front, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fake.stop()
+    fake._front.join(20)
+    fake._server.server_close()
+
+    assert not os.path.exists(fake.data)
 
 
 def test_who_stops_a_fake_that_is_being_stopped_waits_too() -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import socket
+import struct
 import threading
 import time
 import zlib
@@ -312,11 +313,20 @@ def test_what_takes_long_is_a_200_and_then_what_came_of_it(
         names = {"complete": "complete_upload", "copy": "put", "copy of a part": "put_part"}
         plain = getattr(s3mini.Store, names[operation])
 
+        has_begun, send_pieces = threading.Event(), s3mini.Connection.send_pieces
+
         def slow(*arguments: Any) -> Any:
-            time.sleep(0.2)
+            assert has_begun.wait(20)
+            time.sleep(0.1)
             if why:
                 raise why
             return plain(*arguments)
+
+        def begin(*arguments: Any) -> None:
+            has_begun.set()
+            send_pieces(*arguments)
+
+        monkeypatch.setattr(s3mini.Connection, "send_pieces", begin)
 
         monkeypatch.setattr(s3mini.Store, names[operation], slow)
         source = {"x-amz-copy-source": "media/source"}
@@ -333,8 +343,9 @@ def test_what_takes_long_is_a_200_and_then_what_came_of_it(
     assert told in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("expect", ["", "Expect: 100-continue\r\n"])
 def test_who_leaves_a_copy_keeps_his_place_until_it_is_done(
-    monkeypatch: pytest.MonkeyPatch, capfd: Any
+    monkeypatch: pytest.MonkeyPatch, capfd: Any, expect: str
 ) -> None:
     """Else nothing would bound the copies under way, and no log would tell what came of them."""
     monkeypatch.setattr(s3mini, "PATIENCE_SECONDS", 0.05)
@@ -355,8 +366,11 @@ def test_who_leaves_a_copy_keeps_his_place_until_it_is_done(
         lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
         host, _, port = address.partition(":")
         with socket.create_connection((host, int(port)), timeout=20) as sock:
-            sock.sendall(f"PUT /media/k HTTP/1.1\r\n{lines}\r\n".encode())
-            assert sock.recv(100).startswith(b"HTTP/1.1 200")
+            sock.sendall(f"PUT /media/k HTTP/1.1\r\n{lines}{expect}\r\n".encode())
+            if expect:  # it leaves at once, and with a reset
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            else:
+                assert sock.recv(100).startswith(b"HTTP/1.1 200")
         time.sleep(0.3)
         assert 1 == len(fake._server.connections) - len(fake._server._parked)
         go_on.set()

@@ -546,7 +546,9 @@ def test_a_version_of_which_nothing_is_known_hides_no_other(kept: Kept, told: st
     damaged = kept.versions()[0]
     damaged.with_name(damaged.name + ".json").write_text(told)
 
-    assert "1 brought back" == kept.undelete()[-1]
+    code, out, err = kept.run()
+    assert (1, "1 brought back") == (code, out.splitlines()[-1])
+    assert f"{damaged}.json cannot be read" in err
     assert (404, b"old") == (kept.s3.get("a").status, kept.s3.get("b").body)
 
 
