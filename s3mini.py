@@ -6728,9 +6728,21 @@ class Buckets:
         return union_of_modes(self.config.patterns_of(access_key, name), access_key)
 
     def visible(self, access_key: str) -> list[tuple[str, float]]:
-        """(name, created) of the buckets that a key may use."""
-        return [(n, (self.open(n).about() or {}).get("created", 0)) for n in self.names()
-                if self.grants(n, access_key)]
+        """(name, created) of the buckets that a key may use.
+
+        Raises OSError where none of those is there that buckets.ini declares: the data folder's
+        disk went away, and who mirrors all would delete what was made through the API.
+        """
+        abouts: dict[str, Optional[dict[str, Any]]] = {}
+        for name in self.names():
+            with contextlib.suppress(S3Error):  # deleted just now
+                abouts[name] = self.open(name).about()
+        ours = [name for name, (section, _) in self._declared.items() if not section.path]
+        if ours and all(abouts[name] is None for name in ours):
+            raise OSError(errno.ENOENT, "no bucket is there; was its disk unmounted?",
+                          self.config.data)
+        return [(name, (about or {}).get("created", 0)) for name, about in abouts.items()
+                if self.grants(name, access_key)]
 
     def create(self, name: str, access_key: str, tags: Mapping[str, str] = NONE) -> bool:
         """Make a bucket of the key's own; False when it has it already, as it is.

@@ -387,6 +387,21 @@ def test_a_bucket_whose_disk_went_away_is_not_an_empty_one(serve: Serve) -> None
     assert (b"x", ["k"]) == (s3.get("k").body, s3.get().elements("Key"))
 
 
+def test_a_data_folder_whose_disk_went_away_has_not_lost_its_buckets(serve: Serve) -> None:
+    """Who mirrors all buckets would delete those that were made through the API."""
+    server = serve()
+    s3 = server.client("test-key")
+    assert 200 == s3.put("/test-x").status
+    server.data.rename(server.data.with_name("away"))
+    server.data.mkdir()
+    assert 500 == s3.get("/").status
+    server.data.rmdir()
+    server.data.with_name("away").rename(server.data)
+
+    assert ["test-x"] == s3.get("/").elements("Name")
+    assert "no bucket is there; was its disk unmounted?" in server.log
+
+
 def test_a_page_during_which_the_disk_goes_away_is_no_last_page(tmp_path: Path) -> None:
     store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), is_declared=True)
     store.create()
