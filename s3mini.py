@@ -568,8 +568,7 @@ class Config(NamedTuple):
         return tuple(sorted(found, key=lambda s: s.name != bucket))
 
     def is_written(self, bucket: str) -> bool:
-        """Whether a key may write to it. One that is not declared is that of the key that made it.
-        """
+        """Whether a key may write to it; one that is not declared is the key's that made it."""
         sections = self.sections_of(bucket)
         return not sections or any(s.access_key and "write" in MODES[s.mode] for s in sections)
 
@@ -597,9 +596,7 @@ class IniReader:
     a sentence needs one.
     """
 
-    def __init__(
-        self, text: str, source: str, folder: str, data: str = "", to_serve: bool = True
-    ):
+    def __init__(self, text: str, source: str, folder: str, data: str = "", to_serve: bool = True):
         self.text, self.source, self.folder = text, source, folder
         self.data = data  # the data folder, whatever the file says
         self.to_serve = to_serve  # else no secret is looked up, and a disk may be away
@@ -1808,7 +1805,8 @@ def secret_of(keyring: Keyring, access_key: str) -> str:
 
 
 def check_no_token(head: Head) -> None:
-    if "x-amz-security-token" in {*head.headers, *map(str.lower, head.query)}:
+    name = "x-amz-security-token"
+    if name in head.headers or name in map(str.lower, head.query):
         raise S3Error("InvalidToken")
 
 
@@ -6103,7 +6101,8 @@ FINDINGS = {  # kind: what it means, and what --repair does
 }
 
 
-FOLDER, FILE = os.R_OK | os.W_OK | os.X_OK, os.R_OK | os.W_OK  # what the server does with its own
+USE_FILE = os.R_OK | os.W_OK  # what the server does with its own
+USE_FOLDER = USE_FILE | os.X_OK
 NOT_BACK = "undelete cannot bring it back"
 
 
@@ -6168,7 +6167,7 @@ class Inspector:
         temp, notes = set(self._list("tmp")), set(self._notes())
         yield from self._tree()
         if self._foreign:  # not each: a site that is served in place has a million
-            yield Finding("foreign", self._first_foreign, f"one of {self._foreign}", False)
+            yield Finding("foreign", self._first_foreign, f"one of {self._foreign}")
         yield from self._versions() if self.deep else ()
         if temp or notes or self._orphans:
             time.sleep(SECOND_LOOK_SECONDS)
@@ -6188,30 +6187,30 @@ class Inspector:
         """Not below a folder of which the same is told: a restore as root has a million files."""
         if self._may(path, need) or not os.path.exists(path):  # it went meanwhile
             return
-        if self._may(os.path.dirname(path), FOLDER):
-            yield Finding("locked-out", os.path.relpath(path, self.store.root), "", False)
+        if self._may(os.path.dirname(path), USE_FOLDER):
+            yield Finding("locked-out", os.path.relpath(path, self.store.root))
 
     def _room(self) -> Iterator[Finding]:
         """What the server may not use of what is its own, and what it cannot rename to."""
         room = self.store.room
         for name in sorted(self._mounts):
-            yield Finding("mounted", name, "", False)
-        if not self._may(self.store.root, FOLDER):  # it may lie in what is locked too
-            yield Finding("locked-out", ".", "", False)
-        yield from self._locked_out(room, FOLDER)
+            yield Finding("mounted", name)
+        if not self._may(self.store.root, USE_FOLDER):  # it may lie in what is locked too
+            yield Finding("locked-out", ".")
+        yield from self._locked_out(room, USE_FOLDER)
         for path, folders, files in os.walk(room):
             for name in folders:
-                yield from self._locked_out(f"{path}/{name}", FOLDER)
+                yield from self._locked_out(f"{path}/{name}", USE_FOLDER)
             for name in files:
                 is_written = path == f"{room}/locks" or name in ("lock", "usage", WHOLE, LOST)
-                yield from self._locked_out(f"{path}/{name}", FILE if is_written else os.R_OK)
+                yield from self._locked_out(f"{path}/{name}", USE_FILE if is_written else os.R_OK)
 
     def _list(self, *names: str) -> list[str]:
         """The names in a folder of the room; none where we are locked out, which is told."""
         path = os.path.join(self.store.room, *names)
         return list_folder(path) if self._may(path, os.R_OK | os.X_OK) else []
 
-    def _kept(self) -> Iterator[tuple[str, bool, bool]]:
+    def _each_version(self) -> Iterator[tuple[str, bool, bool]]:
         """The path of each version, whether it is there, and whether what is said of it is."""
         for day in filter(DAY_NAME.fullmatch, self._list("versions")):
             found = set(self._list("versions", day))
@@ -6224,19 +6223,19 @@ class Inspector:
         """What is damaged of the notes that are no sidecars, or lacks the file that it is of."""
         if self.store.about() == {}:
             detail = "the bucket's owner, tags and CORS are not known"
-            yield Finding("note", f"{ROOM}/bucket.json", detail, False)
+            yield Finding("note", f"{ROOM}/bucket.json", detail)
         for upload in filter(UPLOAD_ID.fullmatch, self._list("uploads")):
             known, name = None, f"uploads/{upload}/upload.json"
             with contextlib.suppress(OSError):
                 known = self.store.read_upload(upload)
             if not known and self._may(f"{self.store.room}/{name}", os.R_OK):
                 detail = "the upload ends or expires only if its folder is removed"
-                yield Finding("note", f"{ROOM}/{name}", detail, False)
-        for path, is_there, is_noted in self._kept():
+                yield Finding("note", f"{ROOM}/{name}", detail)
+        for path, is_there, is_noted in self._each_version():
             if not is_there:
-                yield Finding("orphan", self._note_of(path), "", False)
+                yield Finding("orphan", self._note_of(path))
             elif not is_noted:
-                yield Finding("note", self._note_of(path), NOT_BACK, False)
+                yield Finding("note", self._note_of(path), NOT_BACK)
 
     def _note_of(self, path: str) -> str:
         return os.path.relpath(f"{path}.json", self.store.root)
@@ -6282,10 +6281,10 @@ class Inspector:
                         yield Finding("unreadable", "/".join(names))
                     continue
                 if names:
-                    yield from self._locked_out(folder.path, FOLDER)
+                    yield from self._locked_out(folder.path, USE_FOLDER)
                     path = "/".join(names)
                     if self._is_written and disk != disk_above and path not in self._mounts:
-                        yield Finding("mounted", path, "", False)  # a subvolume of btrfs
+                        yield Finding("mounted", path)  # a subvolume of btrfs
                 todo += [((*names, name), disk) for name in below if names or name != ROOM]
                 yield from self._folder(folder, names, files, sidecars)
 
@@ -6303,11 +6302,11 @@ class Inspector:
         return files, sidecars, below
 
     def _versions(self) -> Iterator[Finding]:
-        for path, is_there, is_noted in self._kept():
+        for path, is_there, is_noted in self._each_version():
             version = self.store.read_version(path)
             if not version:
                 if is_there and is_noted and self._may(f"{path}.json", os.R_OK):  # not gone by now
-                    yield Finding("note", self._note_of(path), NOT_BACK, False)
+                    yield Finding("note", self._note_of(path), NOT_BACK)
                 continue
             name, of = os.path.relpath(path, self.store.root), f"a version of {version.key}"
             self.progress(0, version.entry.size)
@@ -6327,7 +6326,7 @@ class Inspector:
                 with unlocked(folder, name) as is_dead:
                     if is_dead:
                         unlink = functools.partial(self.store.disk.unlink, folder, name)
-                        yield self._mended(Finding("temp", f"{ROOM}/tmp/{name}", "", False), unlink)
+                        yield self._mended(Finding("temp", f"{ROOM}/tmp/{name}"), unlink)
 
     def _folder(
         self, folder: Folder, names: tuple[str, ...], files: set[str], sidecars: set[str]
@@ -6396,7 +6395,7 @@ class Inspector:
             kind = ""  # from a backup
         elif any(entry.fits_cut(info) for entry in entries):
             kind = "damaged" if any(any(entry.spans()) for entry in entries) else ""
-        finding = Finding(kind, key, "", False)
+        finding = Finding(kind, key)
         if kind != "damaged":
             finding = self._mended(finding, lambda: self._adopt(place, key))
         if kind:
@@ -6437,7 +6436,7 @@ class Inspector:
             with contextlib.suppress(S3Error):  # replaced or deleted meanwhile: nothing to hash
                 self.store.update(key, lambda old: old._replace(md5=md5, etag=md5), check)
 
-        return self._mended(Finding("unhashed", key, f"MD5 is {md5}", False), note)
+        return self._mended(Finding("unhashed", key, f"MD5 is {md5}"), note)
 
 
 # What Debian's and others' mime.types differ in, or lack: the same answer on every machine. [ours]
@@ -6508,8 +6507,7 @@ class Request(NamedTuple):
     def open_body(self) -> Body:
         """The payload of an operation that stores it. Raises what open_body raises."""
         if "content-range" in self.headers:  # [RFC 9110 §14.5; curl -C]
-            raise S3Error("InvalidRequest",
-                          "A body is stored whole: Content-Range is for answers.")
+            raise S3Error("InvalidRequest", "A body is stored whole: Content-Range is for answers.")
         return open_body(self.head, self.source, self.signed, streams=True)
 
     def document(self, has_own_checksums: bool = True, limit: int = MAX_DOCUMENT) -> bytes:
@@ -7429,7 +7427,7 @@ class Asked(NamedTuple):
     prefix: str
     delimiter: str
     limit: int  # names on a page
-    encoding: str
+    encoding: str  # "url", or ""
     name: Callable[[str], str]  # how one is written: XML cannot carry every character of a key
 
     def page(self, store: Store, cursor: Cursor) -> Page:
@@ -7526,9 +7524,7 @@ def check_version_marker(version_id: str, key: str) -> None:
 
 
 def list_object_versions(req: Request) -> Response:
-    """ListObjectVersions: every object is its only version, called null. Raises InvalidArgument.
-    [AWS]
-    """
+    """ListObjectVersions: an object is its only version, null. Raises InvalidArgument. [AWS]"""
     asked = parse_asked(req)
     marker, id_marker = req.query.get("key-marker", ""), req.query.get("version-id-marker", "")
     check_version_marker(id_marker, marker)
@@ -7961,9 +7957,7 @@ REGION = "us-east-1"  # of every bucket, though any is accepted
 
 
 def list_buckets(req: Request) -> Response:
-    """ListBuckets: the key's own, with prefix and pages, of any region. Raises InvalidArgument.
-    [AWS]
-    """
+    """ListBuckets: the key's own, by prefix, paged, of any region. Raises InvalidArgument. [AWS]"""
     prefix, token = req.query.get("prefix", ""), req.query.get("continuation-token")
     limit = req.integer("max-buckets", 10_000, 1, 10_000)
     after = decode_token(token) if token else ""
@@ -8323,7 +8317,7 @@ def called(operation: Operation, name: str) -> Operation:
     return operation
 
 
-# -- what is set on a bucket --------------------------------------------------------------------
+# -- what is set on a bucket ---------------------------------------------------------------------
 
 
 def get_bucket_tagging(req: Request) -> Response:
@@ -9332,9 +9326,8 @@ class Connection:
             stream.timeout(BODY_SECONDS)
             stream.pace = Pace()
         try:
-            answer = self.server.app.answer(
-                Call(head, source, now, request_id, self.address_of(head))
-            )
+            call = Call(head, source, now, request_id, self.address_of(head))
+            answer = self.server.app.answer(call)
         except Disconnected:
             self.log(head, Answer(Response(400), head.path, code="Disconnected"), now, began, 0)
             raise
@@ -9381,8 +9374,8 @@ class Connection:
             answer.code = answer.code or "Disconnected"
             raise
         except OSError as why:
-            answer.code, trouble = error_of_disk(why).code, trouble_of(why)
-            answer.troubles.append(trouble)
+            answer.code = error_of_disk(why).code
+            answer.troubles.append(trouble_of(why))
             raise
         finally:
             if not isinstance(answer.response.body, bytes):
@@ -9605,7 +9598,7 @@ class Loads:
     one worker now and then took all 16 that came at once: 9,000 GETs a second instead of 14,700.
     """
 
-    def __init__(self, count: int = 1):
+    def __init__(self, count: int):
         import mmap
 
         self._counts = memoryview(mmap.mmap(-1, 8 * count)).cast("q")
@@ -9864,9 +9857,8 @@ class Server(http.server.ThreadingHTTPServer):
         response.headers.update({"connection": "close", "retry-after": "1"})
         with contextlib.suppress(OSError):
             sock.setblocking(False)
-            sock.send(
-                render_head(response) + (response.body if isinstance(response.body, bytes) else b"")
-            )
+            assert isinstance(response.body, bytes)
+            sock.send(render_head(response) + response.body)
         sock.close()
 
     # -- threads ---------------------------------------------------------------------------------
@@ -10433,9 +10425,7 @@ def make_dev_buckets(config: Config, names: list[str]) -> None:
             raise ConfigError(f"{name!r}: {why}") from None
 
 
-def chosen_buckets(
-    config: Config, bucket: str, troubles: list[str]
-) -> Iterator[tuple[str, Store]]:
+def chosen_buckets(config: Config, bucket: str, troubles: list[str]) -> Iterator[tuple[str, Store]]:
     """The buckets that a command is about: the one named, or all. Raises ConfigError.
 
     `troubles` gets a sentence of each that cannot be looked at: the others have their turn.
@@ -10481,9 +10471,7 @@ def chosen_buckets(
 T = TypeVar("T")
 
 
-def until_it_fails(
-    name: str, store: Store, items: Iterable[T], troubles: list[str]
-) -> Iterator[T]:
+def until_it_fails(name: str, store: Store, items: Iterable[T], troubles: list[str]) -> Iterator[T]:
     """What a bucket gives, until its disk fails, or it is deleted: the others have their turn."""
     try:
         yield from items
@@ -10553,8 +10541,7 @@ def command_check(options: Any) -> int:
         meter.close()
         files += meter.files
     if options.json:
-        print(json.dumps({"files": files, "found": found, "left": left,
-                          "failed": len(troubles)}))
+        print(json.dumps({"files": files, "found": found, "left": left, "failed": len(troubles)}))
     else:
         print(f"{files} files, {found} findings" + (f", {left} left" if found != left else ""))
     return 2 if told(troubles) else 1 if left else 0
@@ -10563,8 +10550,7 @@ def command_check(options: Any) -> int:
 def findings_in(store: Store, options: Any, meter: Meter, is_written: bool) -> Iterator[Finding]:
     """Raises OSError, S3Error."""
     meter.total = store.held() if options.deep else 0
-    inspector = Inspector(store, options.deep, options.repair, meter.add, is_written)
-    yield from inspector.run()
+    yield from Inspector(store, options.deep, options.repair, meter.add, is_written).run()
 
 
 def print_finding(bucket: str, finding: Finding, as_json: bool) -> None:
@@ -10598,11 +10584,10 @@ def command_manifest(options: Any) -> int:
     for name, store in chosen_buckets(config, options.bucket, troubles):
         deque(os.walk(store.root, onerror=tell), 0)  # a listing leaves those out
         is_elsewhere = not store.root.startswith(os.path.join(config.data, ""))
-        above = store.root if is_elsewhere else config.data
+        above, front = (store.root, name) if is_elsewhere else (config.data, "")
         found = digests(store, options.sha256, tell)
         for digest, path in until_it_fails(name, store, found, troubles):
-            shown = os.path.relpath(path, above)
-            print(manifest_line(digest, os.path.join(name, shown) if is_elsewhere else shown))
+            print(manifest_line(digest, os.path.join(front, os.path.relpath(path, above))))
     return 2 if told(troubles) else code
 
 
@@ -10614,7 +10599,7 @@ def digests(
         entry = store.peek(item)
         if entry:
             path = os.path.join(item.folder.path, item.name)
-            known, algorithm = (("", hashlib.sha256) if sha256 else (entry.md5, hashlib.md5))
+            known, algorithm = ("", hashlib.sha256) if sha256 else (entry.md5, hashlib.md5)
             try:
                 yield known or hash_path(path, algorithm), path
             except FileNotFoundError:
