@@ -5176,18 +5176,19 @@ class Store:
 
     def versions(self, since: float = 0) -> Iterator[Version]:
         """What was kept and went at or after `since`, the oldest first."""
-        root, days = self._versions, self._days()
-        first = time.strftime("%Y-%m-%d", time.gmtime(max(0.0, since)))
-        for day in days[bisect_left(days, first) :]:
-            for name in list_folder(os.path.join(root, day)):
-                version = self.read_version(os.path.join(root, day, name))
-                if version and version.gone >= since:
-                    yield version
+        return filter(None, map(self.read_version, self._version_paths(since)))
 
-    def _days(self) -> list[str]:
-        """The folders of versions, the oldest first; what else lies there is not ours."""
-        found = list_folder(self._versions)
-        return [d for d in found if DAY_NAME.fullmatch(d)]
+    def _version_paths(self, since: float) -> Iterator[str]:
+        for day in self._days(since):
+            for name in list_folder(f"{self._versions}/{day}"):
+                match = VERSION_NAME.fullmatch(name)
+                if match and int(match[1]) / 1e9 >= since:
+                    yield f"{self._versions}/{day}/{name}"
+
+    def _days(self, since: float = 0) -> list[str]:
+        """The folders of what went since, the oldest first; what else lies there is not ours."""
+        first = time.strftime("%Y-%m-%d", time.gmtime(max(0.0, since)))
+        return [d for d in list_folder(self._versions) if d >= first and DAY_NAME.fullmatch(d)]
 
     def read_version(self, path: str) -> Optional[Version]:
         """None where nothing, or nothing that makes sense, is said of the file."""
@@ -5203,12 +5204,9 @@ class Store:
 
     def unknown_versions(self, since: float) -> Iterator[str]:
         """The paths of those that went since, and of which nothing can be read."""
-        for day in self._days():
-            for name in list_folder(f"{self._versions}/{day}"):
-                match, path = VERSION_NAME.fullmatch(name), f"{self._versions}/{day}/{name}"
-                is_late = match and int(match[1]) / 1e9 >= since
-                if is_late and not self.read_version(path) and os.path.exists(path):
-                    yield path
+        for path in self._version_paths(since):
+            if not self.read_version(path) and os.path.exists(path):
+                yield path
 
     def lost(self, prefix: str, since: float) -> list[Version]:
         """Of each key that was replaced or deleted since, what it was then."""

@@ -516,7 +516,7 @@ def test_who_tidies_meets_days_that_are_gone(
     store = keeping(tmp_path)
     store.delete("k", s3mini.no_check)
     day = store._days()[0]
-    monkeypatch.setattr(s3mini.Store, "_days", lambda self: ["2001-01-01", day])
+    monkeypatch.setattr(s3mini.Store, "_days", lambda *_: ["2001-01-01", day])
     store.prune_versions(time.time() + 1)
 
     assert [] == list(store.versions())
