@@ -205,6 +205,11 @@ class Recorder(s3mini.Disk):
             number = self._new(os.stat(os.path.join(folder.path, name)).st_ino)
             self.log.append(Event("mkdir", number, self._of(folder), name))
 
+    def make_temp(self, folder: str) -> None:
+        with s3mini.Folder.open(os.path.dirname(folder)) as room:
+            with contextlib.suppress(FileExistsError):
+                self.mkdir(room, os.path.basename(folder))
+
     def rmdir(self, folder: s3mini.Folder, name: str) -> None:
         with self._turn():
             super().rmdir(folder, name)

@@ -395,11 +395,23 @@ def test_a_data_folder_whose_disk_went_away_has_not_lost_its_buckets(serve: Serv
     server.data.rename(server.data.with_name("away"))
     server.data.mkdir()
     assert 500 == s3.get("/").status
+    until = time.monotonic() + 20
+    while "no bucket is there; was its disk unmounted?" not in server.log:
+        assert time.monotonic() < until
+        time.sleep(0.01)
     server.data.rmdir()
     server.data.with_name("away").rename(server.data)
 
     assert ["test-x"] == s3.get("/").elements("Name")
-    assert "no bucket is there; was its disk unmounted?" in server.log
+
+
+def test_a_bucket_on_a_broken_disk_hides_those_of_other_keys_from_no_list(serve: Serve) -> None:
+    server = serve()
+    path = server.data / "other" / ".s3mini" / "bucket.json"
+    path.unlink()
+    path.symlink_to(path)
+
+    assert ["media"] == server.client().get("/").elements("Name")
 
 
 def test_a_page_during_which_the_disk_goes_away_is_no_last_page(tmp_path: Path) -> None:

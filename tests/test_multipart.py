@@ -343,6 +343,25 @@ def test_what_takes_long_is_a_200_and_then_what_came_of_it(
     assert told in capfd.readouterr().err
 
 
+def test_a_copy_is_made_where_no_more_threads_are_to_be_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with s3mini.start("media") as fake:
+        s3 = Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key, "media")
+        s3.put("source", b"x")
+        start, is_ours = threading.Thread.start, "answer_in_time"
+
+        def refuse(thread: threading.Thread) -> None:
+            if is_ours in repr(thread._target):  # type: ignore[attr-defined]
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        reply = s3.put("copy", b"", {"x-amz-copy-source": "media/source"})
+
+        assert (200, b"x") == (reply.status, s3.get("copy").body)
+
+
 @pytest.mark.parametrize("expect", ["", "Expect: 100-continue\r\n"])
 def test_who_leaves_a_copy_keeps_his_place_until_it_is_done(
     monkeypatch: pytest.MonkeyPatch, capfd: Any, expect: str

@@ -123,6 +123,14 @@ def changed_by_hand(bench: Bench, record: Record) -> None:
     bench.put("k.txt", NEW, "new")
 
 
+def put_where_tmp_was_tidied_away(bench: Bench, record: Record) -> None:
+    bench.prepare("x/k")
+    os.rmdir(bench.store.temp)
+    record()
+    bench.put("x/k", NEW, "new")
+    bench.put("y/k", NEW, "new")
+
+
 def delete(bench: Bench, record: Record) -> None:
     bench.prepare("x/y/k")
     bench.prepare("x/other")
@@ -286,9 +294,9 @@ def odd_names(bench: Bench, record: Record) -> None:
 
 SCENARIOS: list[Scenario] = [
     put_new, put_in_new_folders, put_over, put_over_same_size, put_over_twice, put_refused,
-    put_by_hand, changed_by_hand, delete, delete_and_put_again, delete_many, update,
-    update_and_put, copy, multipart,
-    multipart_in_place, multipart_half_in_place, abort, kept, brought_back,
+    put_by_hand, changed_by_hand, put_where_tmp_was_tidied_away, delete, delete_and_put_again,
+    delete_many, update, update_and_put, copy, multipart, multipart_in_place,
+    multipart_half_in_place, abort, kept, brought_back,
     put_by_hand_and_counted, step_aside, step_aside_and_go_on, odd_names,
 ]  # fmt: skip
 
