@@ -4717,10 +4717,9 @@ class Store:
         try:
             folder = self.folder(names[:-1])
             with on_error(folder.close):
-                for name in (names[-1], names[-1] + "%"):
-                    place = open_regular(folder, name)
-                    if place:
-                        return place
+                place = open_regular(folder, names[-1]) or open_regular(folder, names[-1] + "%")
+            if place:
+                return place
             folder.close()
         except GONE:
             pass
@@ -5264,16 +5263,22 @@ class Store:
             version.check_copy(staged.fd)
             with Folder.open(self.temp) as temp, self._second_name(temp, staged) as name:
                 charged = entry.size if info.st_nlink <= 1 else 0
-                try:
+                with on_error(self._count_apart, staged, charged):
                     self.commit(version.key, staged, entry, no_check, charged)
-                    with Folder.open(os.path.dirname(version.path)) as folder:
-                        path = os.path.join(temp.path, name)
-                        self.disk.rename(path, folder, os.path.basename(version.path))
-                except OSError as why:
-                    if not staged.path:  # it was committed: they are two files
-                        self.charge(charged, is_there=True)
-                    if staged.path or not isinstance(why, FileNotFoundError):  # it was too old
-                        raise
+                    self._share(version, f"{temp.path}/{name}", charged)
+
+    def _count_apart(self, staged: Staged, charged: int) -> None:
+        """What came back counts besides its version, if it was committed: they are two files."""
+        if not staged.path:
+            self.charge(charged, is_there=True)
+
+    def _share(self, version: Version, path: str, charged: int) -> None:
+        """The second name of what came back takes the version's place: they are one file."""
+        try:
+            with Folder.open(os.path.dirname(version.path)) as folder:
+                self.disk.rename(path, folder, os.path.basename(version.path))
+        except FileNotFoundError:  # it was too old by now, and gave its bytes back
+            self.charge(charged, is_there=True)
 
     @contextlib.contextmanager
     def _second_name(self, temp: Folder, staged: Staged) -> Iterator[str]:
