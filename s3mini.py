@@ -2760,6 +2760,11 @@ def open_body(head: Head, source: Source, signed: Optional[Signed], streams: boo
 # 9. Storage
 # ==================================================================================================
 
+# From below: Folder and Disk are the system calls; Entry and Sidecar what is known of an object;
+# Staged a file on its way; Scan, Level and Names a listing's walk; Memory what is kept in memory.
+# A bucket is a Store, and what that is made of: Files, Locks, Quota, Versions and Uploads.
+# Inspector is for `check`.
+
 # Keys and names. A key that can be its own path is. Where it cannot, bytes are written %XX per
 # segment, and three forms that no escaped name can have stand for what is not a byte:
 #     %        an empty segment: "a//b" is a/%/b, "dir/" is dir/%
@@ -4308,6 +4313,399 @@ def remove_tree(path: str) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+class Files:
+    """How a bucket changes what is small on its disk; when one of these returns it is there."""
+
+    def __init__(self, root: str, disk: Disk):
+        self.root, self.disk = root, disk
+        self.room = os.path.join(root, ROOM)
+        self.temp = f"{self.room}/tmp"
+        self._is_ordered: Optional[bool] = None  # once it is known
+
+    def stage(self) -> Staged:
+        return Staged(self.disk, self.temp)
+
+    def keeps_order(self) -> bool:
+        """Whether this disk has no later change of names without the earlier ones.
+
+        Fast path: one fsync of four less where it cannot have the second rename alone.
+        """
+        if self._is_ordered is None:
+            self._is_ordered = self.disk.keeps_order(self.root)
+        return self._is_ordered
+
+    def write(
+        self, folder: Folder, name: str, data: bytes, is_sure: bool = True, beside: int = -1,
+        *, replaces: bool = True,
+    ) -> None:
+        """A small file, whole or not at all: written aside, synced, renamed, the folder synced.
+
+        Not the folder unless it `is_sure`: then the name is on disk before the next change of it.
+        The file `beside` is synced before it; this one is on its way by then, so that it is in the
+        same turn of the journal, and its own sync finds little to do.
+        """
+        with Staged(self.disk, self.temp, locked=False) as staged:
+            if replaces:
+                self.disk.reserve(staged.fd, len(data))
+            self.disk.write(staged.fd, data)
+            if beside >= 0:
+                self.disk.begin_write(staged.fd, 0, len(data))
+                self.disk.sync(beside)
+            self.disk.sync(staged.fd)
+            staged.rename(folder, name)
+        if is_sure:
+            self.disk.sync_folder(folder)
+
+    def add_folder(self, folder: Folder, name: str) -> Folder:
+        is_new = False
+        with contextlib.suppress(FileExistsError):
+            self.disk.mkdir(folder, name)
+            is_new = True  # also where the disk says that it is another user's
+        return self.synced(folder, folder.child(name), is_new)
+
+    def synced(self, parent: Folder, folder: Folder, is_new: bool = False) -> Folder:
+        """The folder, its name on disk: who made it may have been killed, or be just about to."""
+        try:
+            if FRESH and folder.fd is not None and (is_new or is_fresh(os.fstat(folder.fd))):
+                self.disk.sync_folder(parent)
+                with unless(errno.EPERM):  # the disk says that it is another user's
+                    self.disk.unmark(folder)
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    def open_or_add(self, folder: Folder, name: str) -> Folder:
+        try:
+            return folder.child(name)
+        except FileNotFoundError:
+            return self.add_folder(folder, name)
+
+    def link(self, folder: Folder, name: str) -> str:
+        """Give a file a second name, among the temp files; gives its path."""
+        path = f"{self.temp}/{self.disk.spare_name()}"
+        self.disk.link(folder, name, path)
+        return path
+
+    def drop(self, folder: Folder, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.disk.unlink(folder, name)
+
+    def is_old(self, folder: Folder, name: str, age: float) -> bool:
+        """Whether nothing was done to it for that many seconds."""
+        try:
+            return folder.stat(name).st_mtime <= disk_time() - age
+        except FileNotFoundError:
+            return False
+
+    def put_aside(self, folder: Folder, note: str) -> str:
+        own = f"{time.time_ns():020}-{secrets.token_hex(4)}"  # it keeps its name, which may be long
+        with Folder.open(self.room) as room, self.open_or_add(room, "damaged") as damaged:
+            with self.add_folder(damaged, own) as aside:
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                    self.disk.rename(os.path.join(folder.path, note), aside, note)
+        return f"{ROOM}/damaged/{own}/{note}"
+
+
+class Locks:
+    """What excludes writers from each other, in any thread, process or machine.
+
+    Each key has one of LOCKS. `check` is called with one held: it raises NoSuchBucket when the
+    bucket was deleted meanwhile.
+    """
+
+    def __init__(self, room: str, check: Callable[[], None]):
+        self.folder, self._check = f"{room}/locks", check
+        self._maker = f"{self.folder}/make"  # the lock to make one
+        self._own = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
+
+    def make_maker(self) -> None:
+        """Now: a full disk may have no inode for it later."""
+        if HAS_FLOCK and not os.path.exists(self._maker):
+            try:
+                touch(self._maker)
+            except OSError as why:  # a disk that is full, or only to be read, is served too
+                if why.errno not in (*FULL, errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise
+
+    @contextlib.contextmanager
+    def of_key(self, key: str) -> Iterator[None]:
+        with self.number(zlib.crc32(key.encode()) % LOCKS):
+            self._check()
+            yield
+
+    @contextlib.contextmanager
+    def to_look(self, key: str) -> Iterator[None]:
+        """The same for who writes nothing; without a lock where none can be had: nobody writes."""
+        with contextlib.ExitStack() as lock:
+            with unless(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT):
+                lock.enter_context(self.of_key(key))
+            self._check()
+            yield
+
+    @contextlib.contextmanager
+    def number(self, number: int) -> Iterator[None]:
+        if not HAS_FLOCK:
+            with self._own[number]:
+                yield
+            return
+        fd = self._open(self.path(number))
+        try:
+            yield
+        finally:
+            os.close(fd)
+
+    def path(self, number: int) -> str:
+        return f"{self.folder}/{LOCK_NAMES[number]}"
+
+    def _open(self, path: str) -> int:
+        """A lock's file, locked; it is made when it is first needed.
+
+        Where the disk is too full for that, to make one is the lock: nobody else can meanwhile.
+        """
+        may_wait = not TURNS.in_front
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                return open_locked(path, may_wait, may_make=False)
+            maker = open_locked(self._maker, may_wait)
+            try:
+                touch(path)
+            except OSError as why:
+                if why.errno in FULL:
+                    return maker
+                os.close(maker)
+                raise
+            os.close(maker)
+
+    @contextlib.contextmanager
+    def several(self, numbers: Sequence[int]) -> Iterator[None]:
+        """Some locks, the lower first. Each is made before one is held: who has one must not wait
+        to make another. Raises FileNotFoundError where the bucket is made anew meanwhile.
+        """
+        paths = [self.path(number) for number in numbers] if HAS_FLOCK else []
+        for path in paths:
+            if not os.path.exists(path):
+                with closing_fd(open_locked(self._maker)):
+                    touch(path)
+        with contextlib.ExitStack() as locks:
+            for path in paths:
+                locks.callback(os.close, open_locked(path, may_make=False))
+            for number in numbers if not HAS_FLOCK else ():
+                locks.enter_context(self._own[number])
+            self._check()
+            yield
+
+    @contextlib.contextmanager
+    def all(self) -> Iterator[None]:
+        """All that are there, and no other is made meanwhile."""
+        with contextlib.ExitStack() as locks:
+            if HAS_FLOCK:
+                may_wait = not TURNS.in_front
+                locks.callback(os.close, open_locked(self._maker, may_wait))
+                for name in sorted(set(LOCK_NAMES).intersection(os.listdir(self.folder))):
+                    fd = open_locked(f"{self.folder}/{name}", may_wait, may_make=False)
+                    locks.callback(os.close, fd)
+            for lock in self._own:
+                locks.enter_context(lock)
+            self._check()
+            yield
+
+
+class Quota:
+    """How many bytes a bucket may hold, 0 for any number, and how many its disk is to have left."""
+
+    def __init__(self, root: str, limit: int, min_free: int):
+        self.root, self.limit, self.min_free = root, limit, min_free
+        self.path = os.path.join(root, ROOM, "usage")
+        self._lock = threading.Lock()  # where there is no flock
+        self._free, self._free_until = 0, 0.0  # bytes above min_free, and how long that counts
+
+    @contextlib.contextmanager
+    def usage(self) -> Iterator[int]:
+        """The file with the number of bytes held and the time of counting, open and locked."""
+        with contextlib.nullcontext() if HAS_FLOCK else self._lock:
+            fd = (open_locked(self.path) if HAS_FLOCK
+                  else os.open(self.path, CHANGE_FLAGS | os.O_CREAT, 0o640))
+            with closing_fd(fd):
+                yield fd
+
+    def charge(self, size: int, is_there: bool = False) -> None:
+        """Count bytes that come, or go. Raises QuotaExceeded, but not for what is there already."""
+        if not self.limit or not size:
+            return
+        with self.usage() as fd:
+            total = read_number(fd) + size
+            if size > 0 and total > self.limit and not is_there:
+                raise S3Error("QuotaExceeded", Quota=self.limit)
+            write_number(fd, max(0, total))
+
+    def over(self, length: int) -> int:
+        """By how many bytes that many more are too many; 0 or less where they are not."""
+        if not self.limit or not length:
+            return 0
+        with self.usage() as fd:
+            return read_number(fd) + length - self.limit
+
+    def restart(self, total: int, began: int) -> None:
+        """What is held, as it was counted from `began` on, in ns."""
+        with self.usage() as fd:
+            write_number(fd, total)
+            write_number(fd, began, line=1)
+
+    def count_in(self, info: os.stat_result, known: int) -> None:
+        """Count a file that was put there by hand since the start, `known` of its bytes before."""
+        if self.limit:
+            with self.usage() as fd:
+                if info.st_ctime_ns > read_number(fd, line=1):
+                    write_number(fd, max(0, read_number(fd) + info.st_size - known))
+
+    def check_free(self, length: int) -> None:
+        """Whether `length` more bytes leave min_free. Raises InsufficientStorage."""
+        if not self.min_free or not hasattr(os, "statvfs"):
+            return
+        now = monotonic()
+        if length + GIB < self._free and now < self._free_until:
+            return  # plenty a moment ago: statvfs is not asked for each of many small writes
+        info = os.statvfs(self.root)
+        self._free = info.f_bavail * info.f_frsize - self.min_free
+        self._free_until = now + FREE_SECONDS
+        if length > self._free or info.f_files > 0 and info.f_favail < MIN_INODES:
+            raise S3Error("InsufficientStorage")
+
+
+class Versions:
+    """What was replaced or deleted, for `keep` seconds: a second link, and a note of its entry."""
+
+    def __init__(self, files: Files, quota: Quota, keep: int):
+        self.files, self.disk, self.quota, self.keep = files, files.disk, quota, keep
+        self.folder = f"{files.room}/versions"
+
+    @contextlib.contextmanager
+    def kept(
+        self, place: Place, key: str, old: Optional[Entry], if_room: bool = False
+    ) -> Iterator[str]:
+        """Keep a version of what is there, if that is wanted; gives its path.
+
+        Not when the commit inside fails: the version would be one of what is there still.
+        """
+        path = ""
+        if old and self.keep:
+            path = (self._keep_if_room if if_room else self._keep)(place, key, old)
+        try:
+            yield path
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if path and os.stat(path).st_nlink > 1:  # the object is still in its place
+                    self.drop(path)
+            raise
+
+    def _keep(self, place: Place, key: str, old: Entry) -> str:
+        """A second link to what is about to be replaced or deleted; gives its path.
+
+        Never a moment without the object: nothing is moved. What says of it goes first.
+        """
+        now = time.time_ns()
+        day = time.strftime("%Y-%m-%d", time.gmtime(now // 1_000_000_000))
+        name = f"{now:020}-{secrets.token_hex(4)}"
+        files = self.files
+        with Folder.open(files.room) as room, files.open_or_add(room, "versions") as versions:
+            with files.open_or_add(versions, day) as folder:
+                about, path = {"v": 1, "key": key, "entry": old._asdict()}, f"{folder.path}/{name}"
+                files.write(folder, name + ".json", render_note(about))
+                with on_error(self.drop, path):
+                    self.disk.link(place.folder, place.name, path)
+                    self.disk.sync_folder(folder)
+                return path
+
+    def _keep_if_room(self, place: Place, key: str, old: Entry) -> str:
+        """As _keep for a DELETE, which works on a full disk too: "" if it cannot be kept.
+
+        The oldest versions go first.
+        """
+        for number in range(ROUNDS):
+            try:
+                return self._keep(place, key, old)
+            except FileNotFoundError:  # the day's folder was empty, and tidied away
+                if number == ROUNDS - 1:
+                    raise
+            except OSError as why:
+                if why.errno not in FULL:
+                    raise
+                oldest = next(self.since(), None)
+                if not oldest:
+                    break
+                self.drop(oldest.path)
+        return ""
+
+    def since(self, since: float = 0) -> Iterator[Version]:
+        """What was kept and went at or after `since`, the oldest first."""
+        return filter(None, map(self.read, self._paths(since)))
+
+    def _paths(self, since: float) -> Iterator[str]:
+        for day in self.days(since):
+            for name in list_folder(f"{self.folder}/{day}"):
+                match = VERSION_NAME.fullmatch(name)
+                if match and int(match[1]) / 1e9 >= since:
+                    yield f"{self.folder}/{day}/{name}"
+
+    def days(self, since: float = 0) -> list[str]:
+        """The folders of what went since, the oldest first; what else lies there is not ours."""
+        first = time.strftime("%Y-%m-%d", time.gmtime(max(0.0, since)))
+        return [d for d in list_folder(self.folder) if d >= first and DAY_NAME.fullmatch(d)]
+
+    def read(self, path: str) -> Optional[Version]:
+        """None where nothing, or nothing that makes sense, is said of the file."""
+        match = VERSION_NAME.fullmatch(os.path.basename(path))
+        if not match:
+            return None
+        try:
+            about = json.loads(read_note(path + ".json", MAX_SIDECAR))
+            return Version(path, str(about["key"]), int(match[1]) / 1e9,
+                           parse_entry(about["entry"]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def unknown(self, since: float) -> Iterator[str]:
+        """The paths of those that went since, and of which nothing can be read."""
+        for path in self._paths(since):
+            if not self.read(path) and os.path.exists(path):
+                yield path
+
+    def lost(self, prefix: str, since: float) -> list[Version]:
+        """Of each key that was replaced or deleted since, what it was then."""
+        first: dict[str, Version] = {}
+        for version in self.since(since):
+            if version.key.startswith(prefix):
+                first.setdefault(version.key, version)
+        return list(first.values())
+
+    def prune(self, before: float) -> None:
+        """Remove what went before that time, and folders of days that are empty."""
+        root = self.folder
+        for day in self.days():
+            with contextlib.suppress(*GONE), Folder.open(os.path.join(root, day)) as folder:
+                for name in sorted(os.listdir(folder.path)):
+                    went = re.match("[0-9]{20}-", name)
+                    if went and int(went[0][:-1]) < before * 1e9:
+                        self._drop_kept(folder, name)
+            with contextlib.suppress(OSError):  # not empty yet
+                os.rmdir(os.path.join(root, day))
+
+    def drop(self, path: str) -> None:
+        """The file of a version and what is said of it."""
+        with Folder.open(os.path.dirname(path)) as folder:
+            for name in (os.path.basename(path), os.path.basename(path) + ".json"):
+                self._drop_kept(folder, name)
+
+    def _drop_kept(self, folder: Folder, name: str) -> None:
+        """The quota gets the bytes back, if no object or other version is the same file."""
+        with contextlib.suppress(FileNotFoundError):
+            info = folder.stat(name)
+            self.disk.unlink(folder, name)
+            if not name.endswith(".json") and info.st_nlink <= 1:
+                self.quota.charge(-info.st_size)
+
+
 class Store:
     """One bucket's objects. What a PUT does, in this order, so that a crash at any moment leaves
     the old object or the new one, each with its own metadata:
@@ -4322,29 +4720,26 @@ class Store:
     6. The data file is renamed into place. This is the commit: from now on the new entry fits.
     7. The folder is synced; the lock is given back.
 
-    Readers take no lock.
+    Readers take no lock. What an object needs besides is in `files`, `locks`, `quota`, `versions`;
+    `uploads` become objects by `commit`.
     """
 
     def __init__(self, root: str, disk: Disk, min_free: int = 0, quota: int = 0, keep: int = 0, *,
                  memory: Optional[Memory] = None, is_declared: bool = False):
         self.root, self.disk, self.is_declared = root, disk, is_declared
-        self.min_free, self.quota, self.keep = min_free, quota, keep
-        self.room = os.path.join(root, ROOM)
-        self.temp, self._lock_files = f"{self.room}/tmp", f"{self.room}/locks"
-        self._maker = f"{self._lock_files}/make"
-        self._uploads, self._versions = f"{self.room}/uploads", f"{self.room}/versions"
-        self._about_file = f"{self.room}/bucket.json"
+        self.files = Files(root, disk)
+        self.room = self.files.room
+        self.locks = Locks(self.room, self.check_here)
+        self.quota = Quota(root, quota, min_free)
+        self.versions = Versions(self.files, self.quota, keep)
+        self.uploads = Uploads(self)
         memory = memory or Memory()
         self._entries, self._contents = memory.entries, memory.contents
         self._names, self._listed = memory.names, memory.listed
-        self._is_ordered: Optional[bool] = None  # once it is known
-        self._free, self._free_until = 0, 0.0  # bytes above min_free, and how long that counts
+        self._about_file = f"{self.room}/bucket.json"
         self._about: tuple[tuple[int, ...], dict[str, Any]] = ((), {})
         self._id: Optional[str] = None  # once it is known: a name may get another bucket
         self._turn = Turn()
-        self._usage_lock = threading.Lock()  # where there is no flock
-        self._thread_locks = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
-        self._upload_locks = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
 
     # -- the bucket ------------------------------------------------------------------------------
 
@@ -4358,7 +4753,7 @@ class Store:
                 for path in (self.room, self.root, os.path.dirname(self.root)):
                     with Folder.open(path) as folder:
                         self.disk.sync_folder(folder)
-                with self._lock_number(0):
+                with self.locks.number(0):
                     if self.about() is not None:
                         return self._is_known()
                     self._id = secrets.token_hex(8)
@@ -4384,12 +4779,7 @@ class Store:
         for path in (os.path.join(self.room, name) for name in ("tmp", "uploads", "locks")):
             if not os.path.isdir(path):
                 self.disk.make_folders(path)
-        if HAS_FLOCK and not os.path.exists(self._maker):
-            try:  # now: a full disk may have no inode for it later
-                touch(self._maker)
-            except OSError as why:  # a disk that is full, or only to be read, is served too
-                if why.errno not in (*FULL, errno.EROFS, errno.EACCES, errno.EPERM):
-                    raise
+        self.locks.make_maker()
 
     def about(self) -> Optional[dict[str, Any]]:
         """bucket.json: created, id, owner, cors, tags; None when there is no such bucket.
@@ -4427,17 +4817,22 @@ class Store:
         """
         return self.is_declared or self.is_same or not HAS_FLOCK and self.about() is None
 
+    def check_here(self) -> None:
+        """Raises NoSuchBucket when it was deleted while we waited for a lock, or for a body."""
+        if not self.is_same:
+            raise S3Error("NoSuchBucket")
+
     def write_about(self, about: Mapping[str, object]) -> None:
         data = render_note(about)
         if len(data) > MAX_DOCUMENT:
             raise S3Error("MaxMessageLengthExceeded")
         with Folder.open(self.room) as room:
-            self._write_file(room, "bucket.json", data)
+            self.files.write(room, "bucket.json", data)
 
     def change_about(self, **changes: object) -> None:
         """Change bucket.json; None takes a name out. Raises NoSuchBucket, InternalError."""
-        with self._lock_number(0):
-            self._check_here()
+        with self.locks.number(0):
+            self.check_here()
             about = self.about()
             if not about:  # what can still be made out in it is not written over
                 raise S3Error("InternalError", "The bucket's bucket.json is damaged.")
@@ -4449,7 +4844,7 @@ class Store:
 
         With every lock held nobody commits; who waits for one finds no bucket.json then.
         """
-        with self._all_locks():
+        with self.locks.all():
             if next(self.scan("", Cursor()), None):
                 raise S3Error("BucketNotEmpty", BucketName=os.path.basename(self.root))
             for path, folders, _ in os.walk(self.root, onerror=raise_unless_gone):
@@ -4480,58 +4875,21 @@ class Store:
             raise S3Error("InternalError", f"{self._about_file} is damaged")
         self.make_room()
         self._clean_temp(age)
-        self.prune_versions(time.time() - self.keep)
-        trouble = self._clean_uploads(age)
-        for upload in self.uploads():
-            if expire_uploads and upload.initiated + expire_uploads < time.time():
-                try:
-                    self.abort_upload(upload)
-                except S3Error:
-                    pass  # it was ended just now
-                except OSError as why:
-                    trouble = why
-        if trouble:  # of one upload, once the others are done
-            raise trouble
+        self.versions.prune(time.time() - self.versions.keep)
+        self.uploads.clean(expire_uploads, age)
 
     def _clean_temp(self, age: float) -> None:
-        with Folder.open(self.temp) as folder:
-            for name in [n for n in os.listdir(folder.path) if self._is_old(folder, n, age)]:
+        with Folder.open(self.files.temp) as folder:
+            for name in [n for n in os.listdir(folder.path) if self.files.is_old(folder, n, age)]:
                 with unlocked(folder, name) as is_dead:
                     if is_dead:
-                        self._drop(folder, name)
-
-    def _clean_uploads(self, age: float) -> Optional[OSError]:
-        """Remove upload folders without upload.json: begun or ended, and then killed.
-
-        Gives why one cannot be looked at, if that is so.
-        """
-        trouble = None
-        with Folder.open(self._uploads) as uploads:
-            for name in os.listdir(uploads.path):
-                path = os.path.join(uploads.path, name)
-                try:
-                    os.close(os.open(os.path.join(path, "upload.json"), READ_FLAGS))
-                except GONE:
-                    if self._is_old(uploads, name, max(age, 3600)):
-                        self._empty_upload(path)
-                except OSError as why:  # which may pass
-                    trouble = why
-        return trouble
-
-    def _is_old(self, folder: Folder, name: str, age: float) -> bool:
-        """Whether nothing was done to it for that many seconds."""
-        try:
-            return folder.stat(name).st_mtime <= disk_time() - age
-        except FileNotFoundError:
-            return False
+                        self.files.drop(folder, name)
 
     def count(self) -> None:
         """Count what the bucket holds, when it has a quota: at start, when nobody writes."""
-        if self.quota:
-            began, total = time.time_ns(), self.held()
-            with self._usage() as fd:
-                write_number(fd, total)
-                write_number(fd, began, line=1)
+        if self.quota.limit:
+            began = time.time_ns()
+            self.quota.restart(self.held(), began)
 
     def held(self) -> int:
         """The bytes of everything the bucket holds, read off the disk, as far as we may read it.
@@ -4542,8 +4900,8 @@ class Store:
         while todo:
             path = todo.pop()
             with contextlib.suppress(*GONE, PermissionError):
-                if os.path.dirname(path) == self._uploads:
-                    total += self._held_by_upload(path)
+                if os.path.dirname(path) == self.uploads.folder:
+                    total += self.uploads.held_by(path)
                     continue
                 for info in self._files(path, todo):
                     if info.st_nlink <= 1 or info.st_ino not in seen:
@@ -4551,16 +4909,6 @@ class Store:
                     if info.st_nlink > 1:
                         seen.add(info.st_ino)
         return total
-
-    def _held_by_upload(self, path: str) -> int:
-        """Nothing by one that a kill left behind its object, or without upload.json: who removes
-        its parts gives nothing back.
-        """
-        upload = self.read_upload(os.path.basename(path))
-        if not upload or self._joined(upload):
-            return 0
-        with Folder.open(path) as folder:
-            return self._size_of_upload(folder, self._parts(folder))
 
     def _files(self, path: str, todo: list[str]) -> Iterator[os.stat_result]:
         """Every data file and kept version in a folder; its folders go to `todo`."""
@@ -4579,63 +4927,23 @@ class Store:
             return name.endswith(".json")
         return is_sidecar(name)
 
-    @contextlib.contextmanager
-    def _usage(self) -> Iterator[int]:
-        """The file with the number of bytes held and the time of counting, open and locked."""
-        path = os.path.join(self.room, "usage")
-        with contextlib.nullcontext() if HAS_FLOCK else self._usage_lock:
-            fd = open_locked(path) if HAS_FLOCK else os.open(path, CHANGE_FLAGS | os.O_CREAT, 0o640)
-            with closing_fd(fd):
-                yield fd
-
-    def charge(self, size: int, is_there: bool = False) -> None:
-        """Count bytes that come, or go. Raises QuotaExceeded, but not for what is there already."""
-        if not self.quota or not size:
-            return
-        with self._usage() as fd:
-            total = read_number(fd) + size
-            if size > 0 and total > self.quota and not is_there:
-                raise S3Error("QuotaExceeded", Quota=self.quota)
-            write_number(fd, max(0, total))
-
-    def _count_in(self, info: os.stat_result, known: int) -> None:
-        """Count a file that was put there by hand since the start, `known` of its bytes before."""
-        if self.quota:
-            with self._usage() as fd:
-                if info.st_ctime_ns > read_number(fd, line=1):
-                    write_number(fd, max(0, read_number(fd) + info.st_size - known))
-
     def check_room(self, length: int, key: str = "", there: int = 0) -> None:
         """Whether `length` more bytes are allowed, of which the disk has `there` already.
 
         With `key` they take the place of that object's: the quota gets those back. Raises
         InsufficientStorage, QuotaExceeded.
         """
-        if self.quota and length:
-            with self._usage() as fd:
-                over = read_number(fd) + length - self.quota
-            if over > 0 and over > self._given_back(key):
-                raise S3Error("QuotaExceeded", Quota=self.quota)
-        self.check_free(length - there)
+        over = self.quota.over(length)
+        if over > 0:
+            with contextlib.suppress(S3Error):
+                over -= self._freed_by(self.head(key) if key else None)
+        if over > 0:
+            raise S3Error("QuotaExceeded", Quota=self.quota.limit)
+        self.quota.check_free(length - there)
 
-    def _given_back(self, key: str) -> int:
-        """The bytes that the quota gets back when the key is replaced."""
-        with contextlib.suppress(S3Error):
-            return self.head(key).size if key and not self.keep else 0
-        return 0
-
-    def check_free(self, length: int) -> None:
-        """Whether `length` more bytes leave min_free. Raises InsufficientStorage."""
-        if not self.min_free or not hasattr(os, "statvfs"):
-            return
-        now = monotonic()
-        if length + GIB < self._free and now < self._free_until:
-            return  # plenty a moment ago: statvfs is not asked for each of many small writes
-        info = os.statvfs(self.root)
-        self._free = info.f_bavail * info.f_frsize - self.min_free
-        self._free_until = now + FREE_SECONDS
-        if length > self._free or info.f_files > 0 and info.f_favail < MIN_INODES:
-            raise S3Error("InsufficientStorage")
+    def _freed_by(self, old: Optional[Entry]) -> int:
+        """The bytes that the quota gets back when an object is replaced: none where it is kept."""
+        return old.size if old and not self.versions.keep else 0
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -4726,7 +5034,7 @@ class Store:
         except OSError as why:
             if why.errno not in LINK_ERRORS:
                 raise access_denied(why) from None
-        self._check_here()  # its disk went away: who mirrors it would delete what is not there
+        self.check_here()  # its disk went away: who mirrors it would delete what is not there
         raise S3Error("NoSuchKey", Key=key)
 
     def folder(self, names: Union[list[str], tuple[str, ...]]) -> Folder:
@@ -4824,7 +5132,7 @@ class Store:
 
     def _settle(self, names: list[str], key: str) -> Found:
         """The object whose data file no entry fits: look under the lock, then adopt it."""
-        with self._lock_to_look(key):
+        with self.locks.to_look(key):
             place = self._open_data(names, key)  # what is there now: no writer is at it
             with on_error(place.folder.close), on_error(os.close, place.fd):
                 info = os.fstat(place.fd)
@@ -4837,7 +5145,7 @@ class Store:
 
     def _adopt(self, place: Place, info: os.stat_result, found: Sidecar) -> None:
         """Write down what was found out, if the file is still the same. No read fails for it."""
-        with contextlib.suppress(OSError), self.lock(found.key):
+        with contextlib.suppress(OSError), self.locks.of_key(found.key):
             now = place.folder.stat(place.name)
             same = (now.st_ino, now.st_size, now.st_mtime_ns) == (
                 info.st_ino, info.st_size, info.st_mtime_ns)
@@ -4854,7 +5162,7 @@ class Store:
         """
         if sidecar or not exists(place.folder, place.sidecar):
             self._write_sidecar(place, found)
-            self._count_in(info, sidecar.current.size if sidecar else 0)
+            self.quota.count_in(info, sidecar.current.size if sidecar else 0)
 
     def _identify(
         self, fd: int, info: os.stat_result, key: str, sidecar: Optional[Sidecar]
@@ -4870,98 +5178,7 @@ class Store:
             entry = entry._replace(etag=md5, md5=md5)
         return entry
 
-    # -- locks and folders -----------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def lock(self, key: str) -> Iterator[None]:
-        """Exclude every other writer of the key, in any thread, process or machine.
-
-        Raises NoSuchBucket when the bucket was deleted meanwhile.
-        """
-        with self._lock_number(zlib.crc32(key.encode()) % LOCKS):
-            self._check_here()
-            yield
-
-    @contextlib.contextmanager
-    def _lock_to_look(self, key: str) -> Iterator[None]:
-        """The same for who writes nothing; without a lock where none can be had: nobody writes."""
-        with contextlib.ExitStack() as lock:
-            with unless(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT):
-                lock.enter_context(self.lock(key))
-            self._check_here()
-            yield
-
-    def _check_here(self) -> None:
-        """Raises NoSuchBucket when it was deleted while we waited for a lock, or for a body."""
-        if not self.is_same:
-            raise S3Error("NoSuchBucket")
-
-    @contextlib.contextmanager
-    def _lock_number(self, number: int) -> Iterator[None]:
-        if not HAS_FLOCK:
-            with self._thread_locks[number]:
-                yield
-            return
-        fd = self._open_lock(self._lock_file(number))
-        try:
-            yield
-        finally:
-            os.close(fd)
-
-    def _lock_file(self, number: int) -> str:
-        return f"{self._lock_files}/{LOCK_NAMES[number]}"
-
-    def _open_lock(self, path: str) -> int:
-        """A lock's file, locked; it is made when it is first needed.
-
-        Where the disk is too full for that, to make one is the lock: nobody else can meanwhile.
-        """
-        may_wait = not TURNS.in_front
-        while True:
-            with contextlib.suppress(FileNotFoundError):
-                return open_locked(path, may_wait, may_make=False)
-            maker = open_locked(self._maker, may_wait)
-            try:
-                touch(path)
-            except OSError as why:
-                if why.errno in FULL:
-                    return maker
-                os.close(maker)
-                raise
-            os.close(maker)
-
-    @contextlib.contextmanager
-    def _locks(self, numbers: Sequence[int]) -> Iterator[None]:
-        """Some locks, the lower first. Each is made before one is held: who has one must not wait
-        to make another. Raises FileNotFoundError where the bucket is made anew meanwhile.
-        """
-        paths = [self._lock_file(number) for number in numbers] if HAS_FLOCK else []
-        for path in paths:
-            if not os.path.exists(path):
-                with closing_fd(open_locked(self._maker)):
-                    touch(path)
-        with contextlib.ExitStack() as locks:
-            for path in paths:
-                locks.callback(os.close, open_locked(path, may_make=False))
-            for number in numbers if not HAS_FLOCK else ():
-                locks.enter_context(self._thread_locks[number])
-            self._check_here()
-            yield
-
-    @contextlib.contextmanager
-    def _all_locks(self) -> Iterator[None]:
-        """All that are there, and no other is made meanwhile."""
-        with contextlib.ExitStack() as locks:
-            if HAS_FLOCK:
-                may_wait = not TURNS.in_front
-                locks.callback(os.close, open_locked(self._maker, may_wait))
-                for name in sorted(set(LOCK_NAMES).intersection(os.listdir(self._lock_files))):
-                    fd = open_locked(f"{self._lock_files}/{name}", may_wait, may_make=False)
-                    locks.callback(os.close, fd)
-            for lock in self._thread_locks:
-                locks.enter_context(lock)
-            self._check_here()
-            yield
+    # -- folders ---------------------------------------------------------------------------------
 
     def _make_folder(self, names: list[str]) -> Folder:
         """The folder, made where it is missing; each new one is synced into its parent.
@@ -4973,32 +5190,13 @@ class Store:
         for depth, name in enumerate(names):
             with folder:
                 try:
-                    child = self._synced(folder, folder.child(name))
+                    child = self.files.synced(folder, folder.child(name))
                 except FileNotFoundError:
-                    child = self._add_folder(folder, name)
+                    child = self.files.add_folder(folder, name)
                 except NotADirectoryError:
                     self._step_aside(names[: depth + 1])
-                    child = self._synced(folder, folder.child(name))
+                    child = self.files.synced(folder, folder.child(name))
             folder = child
-        return folder
-
-    def _add_folder(self, folder: Folder, name: str) -> Folder:
-        is_new = False
-        with contextlib.suppress(FileExistsError):
-            self.disk.mkdir(folder, name)
-            is_new = True  # also where the disk says that it is another user's
-        return self._synced(folder, folder.child(name), is_new)
-
-    def _synced(self, parent: Folder, folder: Folder, is_new: bool = False) -> Folder:
-        """The folder, its name on disk: who made it may have been killed, or be just about to."""
-        try:
-            if FRESH and folder.fd is not None and (is_new or is_fresh(os.fstat(folder.fd))):
-                self.disk.sync_folder(parent)
-                with unless(errno.EPERM):  # the disk says that it is another user's
-                    self.disk.unmark(folder)
-        except BaseException:
-            folder.close()
-            raise
         return folder
 
     def _step_aside(self, names: list[str]) -> None:
@@ -5009,7 +5207,7 @@ class Store:
         key = key_of_names(names)
         if key is None:
             raise S3Error("InvalidRequest", "A file that is no object has the name of a folder.")
-        with self.lock(key), self.folder(names[:-1]) as folder:
+        with self.locks.of_key(key), self.folder(names[:-1]) as folder:
             place = open_regular(folder, names[-1])
             if place:
                 os.close(place.fd)
@@ -5020,10 +5218,10 @@ class Store:
                     self._write_sidecar(Place(folder, place.name + "%"), sidecar)
                 self.disk.rename(os.path.join(folder.path, place.name), folder, place.name + "%")
                 self.disk.sync_folder(folder)
-                self._drop(folder, place.sidecar)
+                self.files.drop(folder, place.sidecar)
             elif stat.S_ISLNK(mode_of(folder, names[-1])):
                 raise S3Error("InvalidRequest", "A link has the name of a folder that is needed.")
-            self._add_folder(folder, names[-1]).close()
+            self.files.add_folder(folder, names[-1]).close()
 
     def _prune(self, names: list[str]) -> None:
         """Remove the folder and its parents as far as they are empty."""
@@ -5047,14 +5245,7 @@ class Store:
             for folder in folders:
                 folder.close()
 
-    def _drop(self, folder: Folder, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.disk.unlink(folder, name)
-
     # -- writing ---------------------------------------------------------------------------------
-
-    def stage(self) -> Staged:
-        return Staged(self.disk, self.temp)
 
     def put(self, key: str, body: Body, describe: Callable[[], Entry], check: Check) -> Entry:
         """Store a body whole or not at all; when it returns it is on disk.
@@ -5063,14 +5254,14 @@ class Store:
         under the key's lock. Raises what they and the body raise, InsufficientStorage, OSError.
         """
         self.check_room(body.length or 0, key)
-        with self._stage_small(body) or self.stage() as staged:
+        with self._stage_small(body) or self.files.stage() as staged:
             staged.fill(body, lambda size: self.check_room(size, key, size))
             return self.commit(key, staged, describe(), check)
 
     def _stage_small(self, body: Body) -> Optional[Staged]:
         """Only on disks that are known: of others a stamp may say something else once synced."""
         is_small = body.length is not None and body.length <= SMALL
-        return Late(self.disk, self.temp) if is_small and self._keeps_order() else None
+        return Late(self.disk, self.files.temp) if is_small and self.files.keeps_order() else None
 
     def commit(
         self, key: str, staged: Staged, entry: Entry, check: Check, charged: int = 0
@@ -5080,12 +5271,12 @@ class Store:
         `charged` of its bytes the quota has counted already.
         """
         entry = staged.seal(entry, time.time_ns())
-        self.check_free(entry.size if staged.is_late else 0)
+        self.quota.check_free(entry.size if staged.is_late else 0)
         names = names_of_key(key)
         with on_error(self._prune, names[:-1]):  # the folders that were made for nothing
             for _ in range(ROUNDS):
                 with contextlib.suppress(*FOLDERS_MOVED):
-                    with self._make_folder(names[:-1]) as folder, self.lock(key):
+                    with self._make_folder(names[:-1]) as folder, self.locks.of_key(key):
                         place, old = self._look(folder, names[-1], key)
                         check(old)
                         return self._commit_locked(place, staged, Sidecar(key, entry, old), charged)
@@ -5093,8 +5284,8 @@ class Store:
 
     def _gave_up(self) -> S3Error:
         """After ROUNDS. Raises NoSuchBucket, FileNotFoundError where that is why."""
-        self._check_here()
-        os.stat(self._lock_files)  # else what is missing is a folder of ours
+        self.check_here()
+        os.stat(self.locks.folder)  # else what is missing is a folder of ours
         return S3Error("OperationAborted", "Folders come and go under this key. Try again.")
 
     def _commit_locked(self, place: Place, staged: Staged, sidecar: Sidecar, charged: int) -> Entry:
@@ -5102,230 +5293,27 @@ class Store:
         old = sidecar.previous
         with self._turn:  # not before: the look may have had a large file to hash
             sidecar = sidecar._replace(current=staged.outlast(sidecar.current, old))
-            change = sidecar.current.size - charged - (old.size if old and not self.keep else 0)
-            self.charge(change)  # first: what is refused must not leave a version
+            change = sidecar.current.size - charged - self._freed_by(old)
+            self.quota.charge(change)  # first: what is refused must not leave a version
             try:
-                with self._kept(place, sidecar.key, old, self._keep_version):
+                with self.versions.kept(place, sidecar.key, old):
                     return self._swap_in(place, staged, sidecar)
             except BaseException:
                 if staged.path:  # it was not committed
-                    self.charge(-change)
+                    self.quota.charge(-change)
                 raise
-
-    @contextlib.contextmanager
-    def _kept(
-        self, place: Place, key: str, old: Optional[Entry],
-        keep: Callable[[Place, str, Entry], str],
-    ) -> Iterator[str]:
-        """Keep a version of what is there, if that is wanted; gives its path.
-
-        Not when the commit inside fails: the version would be one of what is there still.
-        """
-        path = keep(place, key, old) if old and self.keep else ""
-        try:
-            yield path
-        except BaseException:
-            with contextlib.suppress(OSError):
-                if path and os.stat(path).st_nlink > 1:  # the object is still in its place
-                    self._drop_version(path)
-            raise
-
-    def _keep_version(self, place: Place, key: str, old: Entry) -> str:
-        """A second link to what is about to be replaced or deleted; gives its path.
-
-        Never a moment without the object: nothing is moved. What says of it goes first.
-        """
-        now = time.time_ns()
-        day = time.strftime("%Y-%m-%d", time.gmtime(now // 1_000_000_000))
-        name = f"{now:020}-{secrets.token_hex(4)}"
-        with Folder.open(self.room) as room, self._open_or_add(room, "versions") as versions:
-            with self._open_or_add(versions, day) as folder:
-                about, path = {"v": 1, "key": key, "entry": old._asdict()}, f"{folder.path}/{name}"
-                self._write_file(folder, name + ".json", render_note(about))
-                with on_error(self._drop_version, path):
-                    self.disk.link(place.folder, place.name, path)
-                    self.disk.sync_folder(folder)
-                return path
-
-    def _keep_if_room(self, place: Place, key: str, old: Entry) -> str:
-        """As _keep_version for a DELETE, which works on a full disk too: "" if it cannot be kept.
-
-        The oldest versions go first.
-        """
-        for number in range(ROUNDS):
-            try:
-                return self._keep_version(place, key, old)
-            except FileNotFoundError:  # the day's folder was empty, and tidied away
-                if number == ROUNDS - 1:
-                    raise
-            except OSError as why:
-                if why.errno not in FULL:
-                    raise
-                oldest = next(self.versions(), None)
-                if not oldest:
-                    break
-                self._drop_version(oldest.path)
-        return ""
-
-    def _open_or_add(self, folder: Folder, name: str) -> Folder:
-        try:
-            return folder.child(name)
-        except FileNotFoundError:
-            return self._add_folder(folder, name)
-
-    def versions(self, since: float = 0) -> Iterator[Version]:
-        """What was kept and went at or after `since`, the oldest first."""
-        return filter(None, map(self.read_version, self._version_paths(since)))
-
-    def _version_paths(self, since: float) -> Iterator[str]:
-        for day in self._days(since):
-            for name in list_folder(f"{self._versions}/{day}"):
-                match = VERSION_NAME.fullmatch(name)
-                if match and int(match[1]) / 1e9 >= since:
-                    yield f"{self._versions}/{day}/{name}"
-
-    def _days(self, since: float = 0) -> list[str]:
-        """The folders of what went since, the oldest first; what else lies there is not ours."""
-        first = time.strftime("%Y-%m-%d", time.gmtime(max(0.0, since)))
-        return [d for d in list_folder(self._versions) if d >= first and DAY_NAME.fullmatch(d)]
-
-    def read_version(self, path: str) -> Optional[Version]:
-        """None where nothing, or nothing that makes sense, is said of the file."""
-        match = VERSION_NAME.fullmatch(os.path.basename(path))
-        if not match:
-            return None
-        try:
-            about = json.loads(read_note(path + ".json", MAX_SIDECAR))
-            return Version(path, str(about["key"]), int(match[1]) / 1e9,
-                           parse_entry(about["entry"]))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return None
-
-    def unknown_versions(self, since: float) -> Iterator[str]:
-        """The paths of those that went since, and of which nothing can be read."""
-        for path in self._version_paths(since):
-            if not self.read_version(path) and os.path.exists(path):
-                yield path
-
-    def lost(self, prefix: str, since: float) -> list[Version]:
-        """Of each key that was replaced or deleted since, what it was then."""
-        first: dict[str, Version] = {}
-        for version in self.versions(since):
-            if version.key.startswith(prefix):
-                first.setdefault(version.key, version)
-        return list(first.values())
-
-    def is_in_place(self, version: Version) -> bool:
-        """Whether the version has been brought back, and nobody changed it since."""
-        try:
-            found = self.open(version.key)
-        except S3Error:
-            return False
-        with contextlib.closing(found):
-            known = found.entry._replace(mtime_ns=version.entry.mtime_ns, ino=version.entry.ino)
-            return known == version.entry and is_at(found.fd, version.path)
-
-    def _lose_place(self, upload: Upload, staged: Staged, body: Body) -> None:
-        """What fails in its place leaves its bytes there until the upload ends: the quota counts
-        them, and nobody else gets the place.
-        """
-        if self.quota and isinstance(staged, Slot) and staged.path and body.size:
-            with contextlib.suppress(S3Error, OSError), self._upload_lock(upload) as folder:
-                self._lose(folder, body.size)
-                staged.path = ""
-                self.charge(body.size, is_there=True)
-
-    def _lose(self, folder: Folder, size: int) -> None:
-        """Note bytes in the whole that are no part's. The upload's lock is held."""
-        if self.quota and size:
-            path = f"{folder.path}/{LOST}"
-            with closing_fd(os.open(path, CHANGE_FLAGS | os.O_CREAT, 0o640)) as fd:
-                write_number(fd, max(0, read_number(fd) + size))
-
-    def _size_of_upload(self, folder: Folder, parts: list[Part]) -> int:
-        """What the quota counts: its parts, and what lies in places that are no part's any more."""
-        size = sum(p.size for p in parts)
-        with contextlib.suppress(FileNotFoundError):
-            with closing_fd(os.open(f"{folder.path}/{LOST}", READ_FLAGS)) as fd:
-                size += read_number(fd)
-        return size
-
-    def bring_back(self, version: Version) -> None:
-        """Put a version in its place again. What is there now is kept as a version itself.
-
-        The version stays, as a second name of the object: so the quota counts it once. Raises
-        InternalError when it is damaged, QuotaExceeded, InsufficientStorage, OSError.
-        """
-        with open(os.open(version.path, READ_FLAGS), "rb") as file, self.stage() as staged:
-            entry, info = version.entry, os.fstat(file.fileno())
-            self.check_free(info.st_size)
-            self.disk.copy(file.fileno(), 0, info.st_size, staged.fd)
-            version.check_copy(staged.fd)
-            with Folder.open(self.temp) as temp, self._second_name(temp, staged) as name:
-                charged = entry.size if info.st_nlink <= 1 else 0
-                with on_error(self._count_apart, staged, charged):
-                    self.commit(version.key, staged, entry, no_check, charged)
-                    self._share(version, f"{temp.path}/{name}", charged)
-
-    def _count_apart(self, staged: Staged, charged: int) -> None:
-        """What came back counts besides its version, if it was committed: they are two files."""
-        if not staged.path:
-            self.charge(charged, is_there=True)
-
-    def _share(self, version: Version, path: str, charged: int) -> None:
-        """The second name of what came back takes the version's place: they are one file."""
-        try:
-            with Folder.open(os.path.dirname(version.path)) as folder:
-                self.disk.rename(path, folder, os.path.basename(version.path))
-        except FileNotFoundError:  # it was too old by now, and gave its bytes back
-            self.charge(charged, is_there=True)
-
-    @contextlib.contextmanager
-    def _second_name(self, temp: Folder, staged: Staged) -> Iterator[str]:
-        name = self.disk.spare_name()
-        self.disk.link(temp, os.path.basename(staged.path), os.path.join(temp.path, name))
-        try:
-            yield name
-        finally:
-            self._drop(temp, name)
-
-    def prune_versions(self, before: float) -> None:
-        """Remove what went before that time, and folders of days that are empty."""
-        root = self._versions
-        for day in self._days():
-            with contextlib.suppress(*GONE), Folder.open(os.path.join(root, day)) as folder:
-                for name in sorted(os.listdir(folder.path)):
-                    went = re.match("[0-9]{20}-", name)
-                    if went and int(went[0][:-1]) < before * 1e9:
-                        self._drop_kept(folder, name)
-            with contextlib.suppress(OSError):  # not empty yet
-                os.rmdir(os.path.join(root, day))
-
-    def _drop_version(self, path: str) -> None:
-        """The file of a version and what is said of it."""
-        with Folder.open(os.path.dirname(path)) as folder:
-            for name in (os.path.basename(path), os.path.basename(path) + ".json"):
-                self._drop_kept(folder, name)
-
-    def _drop_kept(self, folder: Folder, name: str) -> None:
-        """The quota gets the bytes back, if no object or other version is the same file."""
-        with contextlib.suppress(FileNotFoundError):
-            info = folder.stat(name)
-            self.disk.unlink(folder, name)
-            if not name.endswith(".json") and info.st_nlink <= 1:
-                self.charge(-info.st_size)
 
     def _swap_in(self, place: Place, staged: Staged, sidecar: Sidecar) -> Entry:
         """The sidecar of step 4, to step 7. Before the data file's rename `previous` fits it, after
         it `current`.
         """
         beside = staged.fd if staged.is_late else -1
-        self._write_sidecar(place, sidecar, is_sure=not self._keeps_order(), beside=beside)
+        self._write_sidecar(place, sidecar, is_sure=not self.files.keeps_order(), beside=beside)
         try:
             with self._freed_behind(place, sidecar.previous):
                 staged.rename(place.folder, place.name)
         except IsADirectoryError:  # a folder took the name: the sidecar is nobody's
-            self._drop(place.folder, place.sidecar)
+            self.files.drop(place.folder, place.sidecar)
             raise
         self.disk.sync_folder(place.folder)
         if staged.info:
@@ -5340,7 +5328,7 @@ class Store:
         on disks that are known: NFS would give what is open a name that is then listed.
         """
         fd = -1
-        if old and old.size >= FREE_BEHIND and self._keeps_order():
+        if old and old.size >= FREE_BEHIND and self.files.keeps_order():
             with contextlib.suppress(OSError):
                 fd = place.folder.open_file(place.name)
         try:
@@ -5375,7 +5363,7 @@ class Store:
             if not entry:
                 entry = self._identify(place.fd, info, key, sidecar)
                 with unless(*FULL):  # DELETE works; else the quota gives back what it never had
-                    if self.quota:
+                    if self.quota.limit:
                         self._take_in(place, info, Sidecar(key, entry), sidecar)
             return place._replace(fd=-1), entry
         finally:
@@ -5384,39 +5372,8 @@ class Store:
     def _write_sidecar(
         self, place: Place, sidecar: Sidecar, is_sure: bool = True, beside: int = -1
     ) -> None:
-        self._write_file(place.folder, place.sidecar, render_sidecar(sidecar), is_sure, beside,
+        self.files.write(place.folder, place.sidecar, render_sidecar(sidecar), is_sure, beside,
                          replaces=sidecar.previous is not None)
-
-    def _write_file(
-        self, folder: Folder, name: str, data: bytes, is_sure: bool = True, beside: int = -1,
-        *, replaces: bool = True,
-    ) -> None:
-        """A small file, whole or not at all: written aside, synced, renamed, the folder synced.
-
-        Not the folder unless it `is_sure`: then the name is on disk before the next change of it.
-        The file `beside` is synced before it; this one is on its way by then, so that it is in the
-        same turn of the journal, and its own sync finds little to do.
-        """
-        with Staged(self.disk, self.temp, locked=False) as staged:
-            if replaces:
-                self.disk.reserve(staged.fd, len(data))
-            self.disk.write(staged.fd, data)
-            if beside >= 0:
-                self.disk.begin_write(staged.fd, 0, len(data))
-                self.disk.sync(beside)
-            self.disk.sync(staged.fd)
-            staged.rename(folder, name)
-        if is_sure:
-            self.disk.sync_folder(folder)
-
-    def _keeps_order(self) -> bool:
-        """Whether this disk has no later change of names without the earlier ones.
-
-        Fast path: one fsync of four less where it cannot have the second rename alone.
-        """
-        if self._is_ordered is None:
-            self._is_ordered = self.disk.keeps_order(self.root)
-        return self._is_ordered
 
     def append(self, key: str, body: Body, offset: int, given: Entry, check: Check) -> Entry:
         """The object with the body behind it, as one commit; `given` where there is no object.
@@ -5457,7 +5414,7 @@ class Store:
         with on_error(self._prune, names[:-1]):  # the folders that were made for nothing
             for _ in range(ROUNDS):
                 with contextlib.suppress(*FOLDERS_MOVED):
-                    with self._make_folder(names[:-1]) as folder, self._locks(numbers):
+                    with self._make_folder(names[:-1]) as folder, self.locks.several(numbers):
                         done = self._rename_locked(source, folder, key, check_source, check)
                     if done:
                         self._prune(old_names[:-1])
@@ -5484,22 +5441,21 @@ class Store:
             place, old = self._look(folder, names_of_key(key)[-1], key)
             check(old)
             if not old or (old.size, old.mtime_ns) != (entry.size, entry.mtime_ns):
-                with self._kept(place, key, old, self._keep_version):
+                with self.versions.kept(place, key, old):
                     self._link_to(origin, place, Sidecar(key, entry, old))
-                self.charge(-old.size if old and not self.keep else 0)
+                self.quota.charge(-self._freed_by(old))
             elif folder.stat(place.name).st_ino != origin.folder.stat(origin.name).st_ino:
                 return False
             self.disk.sync_folder(folder)  # of the same inode: an earlier rename went half way
             self.disk.unlink(origin.folder, origin.name)
             self.disk.sync_folder(origin.folder)
-            self._drop(origin.folder, origin.sidecar)
+            self.files.drop(origin.folder, origin.sidecar)
             return True
 
     def _link_to(self, origin: Place, place: Place, sidecar: Sidecar) -> None:
         """Give a data file a second name, in the place of what is there."""
         self._write_sidecar(place, sidecar)
-        spare = f"{self.temp}/{self.disk.spare_name()}"
-        self.disk.link(origin.folder, origin.name, spare)
+        spare = self.files.link(origin.folder, origin.name)
         with on_error(os.unlink, spare):
             self.disk.rename(spare, place.folder, place.name)
 
@@ -5509,7 +5465,7 @@ class Store:
         Raises NoSuchKey, what `check` raises, OSError.
         """
         names = names_of_key(key)
-        with self.lock(key):
+        with self.locks.of_key(key):
             place = self._open_data(names, key)
             with closing_fd(place.fd), place.folder:
                 _, old = self._look(place.folder, names[-1], key)
@@ -5524,11 +5480,11 @@ class Store:
 
     def _later(self, mtime_ns: int) -> int:
         """A stamp that this disk keeps apart from an older one, as the disk will record it."""
-        with self.stage() as probe:
+        with self.files.stage() as probe:
             for step in STEPS:
                 now = time.time_ns() if step > 0 else 0
                 self.disk.stamp(probe.fd, probe.path, max(now, mtime_ns + step))
-                if not self._keeps_order():  # such a disk may round it when it is written
+                if not self.files.keeps_order():  # such a disk may round it when it is written
                     self.disk.sync(probe.fd)
                 found = os.fstat(probe.fd).st_mtime_ns
                 if found > mtime_ns or step < 0 and found < mtime_ns:
@@ -5577,7 +5533,7 @@ class Store:
         Else the name whose sidecar goes once the folder is synced; "" where it needs no sync, and
         is gone: the front, that can wait for no lock, has done all that is to be done.
         """
-        with self.lock(key):
+        with self.locks.of_key(key):
             try:
                 folder = self.folder(names[:-1])
             except GONE:
@@ -5587,13 +5543,13 @@ class Store:
                 place, old = self._look(folder, names[-1], key)
                 check(old)
                 if old:
-                    with self._kept(place, key, old, self._keep_if_room) as kept:
+                    with self.versions.kept(place, key, old, if_room=True) as kept:
                         self.disk.unlink(folder, place.name)
-                    self.charge(0 if kept else -old.size)
+                    self.quota.charge(0 if kept else -old.size)
                 # An orphan sidecar: a DELETE that was killed, or is not yet on disk. Finish it.
                 is_gone = old is not None or exists(folder, place.sidecar)
                 if is_gone and not self.disk.durable:
-                    self._drop(folder, place.sidecar)
+                    self.files.drop(folder, place.sidecar)
                     return "", old
                 return place.name if is_gone else None, old
 
@@ -5608,13 +5564,29 @@ class Store:
             self._sync_nearest(names)  # somebody pruned the folder: that must be on disk
         self._prune(names)
 
+    def drop_orphan(self, key: str, place: Place) -> None:
+        with self.locks.of_key(key):
+            if not exists(place.folder, place.name) or is_folder(place.folder, place.name):
+                self.files.drop(place.folder, place.sidecar)
+
+    def _sync_nearest(self, names: list[str]) -> None:
+        """Sync the nearest folder that there is, of a path that is gone."""
+        while names:
+            names = names[:-1]
+            with contextlib.suppress(*GONE):
+                with self.folder(names) as folder:
+                    self.disk.sync_folder(folder)
+                return
+
+    # -- for check and undelete ------------------------------------------------------------------
+
     def judge(self, key: str, place: Place, repair: bool) -> str:
         """Why no entry fits the file: "changed", "unreadable-sidecar", or "" when one does.
 
         Under the lock, where no writer is between the sidecar and the file. With `repair` a
         sidecar that cannot be read is moved out of the way, for a human to look at.
         """
-        with self._lock_to_look(key):
+        with self.locks.to_look(key):
             again = open_regular(place.folder, place.name)
             if not again:
                 return ""
@@ -5625,7 +5597,7 @@ class Store:
                 if sidecar and sidecar.fitting(os.fstat(again.fd)):
                     return ""
                 if not sidecar and repair:
-                    self._put_aside(again.folder, again.sidecar)
+                    self.files.put_aside(again.folder, again.sidecar)
                 return "changed" if sidecar else "unreadable-sidecar"
 
     def put_orphan_aside(self, key: str, folder: Folder, name: str, note: str) -> str:
@@ -5633,31 +5605,58 @@ class Store:
 
         Gives where it is now. Without a key nobody writes there.
         """
-        with self.lock(key) if key else contextlib.nullcontext():
+        with self.locks.of_key(key) if key else contextlib.nullcontext():
             is_there = exists(folder, name) and not is_folder(folder, name)
-            return "" if is_there else self._put_aside(folder, note)
+            return "" if is_there else self.files.put_aside(folder, note)
 
-    def _put_aside(self, folder: Folder, note: str) -> str:
-        own = f"{time.time_ns():020}-{secrets.token_hex(4)}"  # it keeps its name, which may be long
-        with Folder.open(self.room) as room, self._open_or_add(room, "damaged") as damaged:
-            with self._add_folder(damaged, own) as aside:
-                with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                    self.disk.rename(os.path.join(folder.path, note), aside, note)
-        return f"{ROOM}/damaged/{own}/{note}"
+    def is_in_place(self, version: Version) -> bool:
+        """Whether the version has been brought back, and nobody changed it since."""
+        try:
+            found = self.open(version.key)
+        except S3Error:
+            return False
+        with contextlib.closing(found):
+            known = found.entry._replace(mtime_ns=version.entry.mtime_ns, ino=version.entry.ino)
+            return known == version.entry and is_at(found.fd, version.path)
 
-    def drop_orphan(self, key: str, place: Place) -> None:
-        with self.lock(key):
-            if not exists(place.folder, place.name) or is_folder(place.folder, place.name):
-                self._drop(place.folder, place.sidecar)
+    def bring_back(self, version: Version) -> None:
+        """Put a version in its place again. What is there now is kept as a version itself.
 
-    def _sync_nearest(self, names: list[str]) -> None:
-        """Sync the nearest folder that there is, of a path that is gone."""
-        while names:
-            names = names[:-1]
-            with contextlib.suppress(*GONE):
-                with self.folder(names) as folder:
-                    self.disk.sync_folder(folder)
-                return
+        The version stays, as a second name of the object: so the quota counts it once. Raises
+        InternalError when it is damaged, QuotaExceeded, InsufficientStorage, OSError.
+        """
+        with open(os.open(version.path, READ_FLAGS), "rb") as file, self.files.stage() as staged:
+            entry, info = version.entry, os.fstat(file.fileno())
+            self.quota.check_free(info.st_size)
+            self.disk.copy(file.fileno(), 0, info.st_size, staged.fd)
+            version.check_copy(staged.fd)
+            with self._second_name(staged) as second:
+                charged = entry.size if info.st_nlink <= 1 else 0
+                with on_error(self._count_apart, staged, charged):
+                    self.commit(version.key, staged, entry, no_check, charged)
+                    self._share(version, second, charged)
+
+    @contextlib.contextmanager
+    def _second_name(self, staged: Staged) -> Iterator[str]:
+        with Folder.open(self.files.temp) as temp:
+            path = self.files.link(temp, os.path.basename(staged.path))
+            try:
+                yield path
+            finally:
+                self.files.drop(temp, os.path.basename(path))
+
+    def _count_apart(self, staged: Staged, charged: int) -> None:
+        """What came back counts besides its version, if it was committed: they are two files."""
+        if not staged.path:
+            self.quota.charge(charged, is_there=True)
+
+    def _share(self, version: Version, path: str, charged: int) -> None:
+        """The second name of what came back takes the version's place: they are one file."""
+        try:
+            with Folder.open(os.path.dirname(version.path)) as folder:
+                self.disk.rename(path, folder, os.path.basename(version.path))
+        except FileNotFoundError:  # it was too old by now, and gave its bytes back
+            self.quota.charge(charged, is_there=True)
 
     # -- listing ---------------------------------------------------------------------------------
 
@@ -5700,7 +5699,7 @@ class Store:
         finally:
             for level in levels:
                 level.close()
-        self._check_here()  # as in _open_data
+        self.check_here()  # as in _open_data
 
     def _has_objects(self, folder: Folder, name: str) -> bool:
         """Whether anything lies below a folder; looks no further than the first.
@@ -5788,68 +5787,75 @@ class Store:
             return unread(item.folder.stat(item.name), item.key)
         return None
 
-    # -- multipart uploads -----------------------------------------------------------------------
 
-    def _open_uploads(self) -> Folder:
+class Uploads:
+    """A bucket's multipart uploads: each has a folder, with its parts or places for them."""
+
+    def __init__(self, store: Store):
+        self.store, self.quota, self.files = store, store.quota, store.files
+        self.disk, self.folder = store.disk, f"{store.room}/uploads"
+        self._locks = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
+
+    def _open(self) -> Folder:
         """Made again where somebody tidied it away; it may be a link."""
         try:
-            return Folder.open(self._uploads)
+            return Folder.open(self.folder)
         except FileNotFoundError:
-            with Folder.open(self.room) as room:
-                return self._add_folder(room, "uploads")
+            with Folder.open(self.files.room) as room:
+                return self.files.add_folder(room, "uploads")
 
-    def create_upload(self, upload: Upload) -> None:
+    def create(self, upload: Upload) -> None:
         """Raises InsufficientStorage, OSError."""
-        self.check_free(0)
-        self._check_here()
-        with self._open_uploads() as uploads:
-            with self._add_folder(uploads, upload.id) as folder:
+        self.quota.check_free(0)
+        self.store.check_here()
+        with self._open() as uploads:
+            with self.files.add_folder(uploads, upload.id) as folder:
                 if HAS_FLOCK:
                     with contextlib.suppress(FileExistsError):
                         os.close(self.disk.create(f"{folder.path}/{WHOLE}"))
                 value = {**upload._asdict(), "v": 1, "entry": upload.entry._asdict()}
-                self._write_file(folder, "upload.json", render_note(value))
+                self.files.write(folder, "upload.json", render_note(value))
 
-    def upload(self, upload_id: str, key: str) -> Upload:
+    def find(self, upload_id: str, key: str) -> Upload:
         """Raises NoSuchUpload, also when the upload is for another key."""
-        found = self.read_upload(upload_id) if UPLOAD_ID.fullmatch(upload_id) else None
+        found = self.read(upload_id) if UPLOAD_ID.fullmatch(upload_id) else None
         if not found or found.key != key:
             raise S3Error("NoSuchUpload", UploadId=upload_id)
         return found
 
-    def read_upload(self, upload_id: str) -> Optional[Upload]:
+    def read(self, upload_id: str) -> Optional[Upload]:
         """None where there is none, or it is damaged. Raises OSError."""
         try:
-            path = os.path.join(self._upload_path(upload_id), "upload.json")
+            path = os.path.join(self.path(upload_id), "upload.json")
             value = json.loads(read_note(path, MAX_DOCUMENT))
             value["entry"] = parse_entry(value["entry"])
             return Upload(**{n: v for n, v in value.items() if n in Upload._fields})
         except (*GONE, ValueError, TypeError, KeyError, RecursionError):
             return None  # none, or damaged: then its parts cannot become an object any more
 
-    def _upload_path(self, upload_id: str) -> str:
-        return f"{self._uploads}/{upload_id}"
+    def path(self, upload_id: str) -> str:
+        return f"{self.folder}/{upload_id}"
 
-    def uploads(self) -> list[Upload]:
+    def all(self) -> list[Upload]:
         """All uploads under way, by key, then by id, which begins with the time.
 
         Raises NoSuchBucket.
         """
         found = []
-        for name in list_folder(self._uploads):
+        for name in list_folder(self.folder):
             with unless(*BAD_DISK, errno.EACCES, *LINK_ERRORS):  # one hides no other
-                found.append(self.read_upload(name))
-        self._check_here()  # where the folder is missing, the bucket may be
+                found.append(self.read(name))
+        self.store.check_here()  # where the folder is missing, the bucket may be
         return sorted((u for u in found if u), key=lambda u: (u.key, u.id))
 
     @contextlib.contextmanager
-    def _upload_lock(self, upload: Upload) -> Iterator[Folder]:
+    def _lock(self, upload: Upload) -> Iterator[Folder]:
         """Its folder, with nobody else adding parts to it or ending it. Raises NoSuchUpload."""
-        path = self._upload_path(upload.id)
+        path = self.path(upload.id)
         try:
-            with self._lock_upload_file(path), Folder.open(path) as folder:
+            with self._lock_file(path), Folder.open(path) as folder:
                 if not exists(folder, "upload.json"):
-                    self._empty_upload(path)  # our lock, made anew behind who removed it
+                    self._empty(path)  # our lock, made anew behind who removed it
                     raise S3Error("NoSuchUpload", UploadId=upload.id)
                 yield folder
         except GONE:
@@ -5857,22 +5863,22 @@ class Store:
                 raise
             raise S3Error("NoSuchUpload", UploadId=upload.id) from None
 
-    def _lock_upload_file(self, path: str) -> contextlib.AbstractContextManager[Any]:
+    def _lock_file(self, path: str) -> contextlib.AbstractContextManager[Any]:
         """Not one of the keys' locks: Complete takes the key's while it holds this."""
         if HAS_FLOCK:
             return closing_fd(open_locked(os.path.join(path, "lock")))
-        return self._upload_locks[zlib.crc32(path.encode()) % LOCKS]
+        return self._locks[zlib.crc32(path.encode()) % LOCKS]
 
     def put_part(self, upload: Upload, number: int, body: Body) -> Part:
         """Store a part; one sent again takes the place of the first. Raises as put does."""
-        self.check_room(body.length or 0)
+        self.store.check_room(body.length or 0)
         with (
-            self._slot(upload, number, body.length or 0) or self.stage() as staged,
+            self._slot(upload, number, body.length or 0) or self.files.stage() as staged,
             on_error(self._lose_place, upload, staged, body),
         ):
-            staged.fill(body, lambda size: self.check_room(size, there=size))
+            staged.fill(body, lambda size: self.store.check_room(size, there=size))
             self.disk.sync(staged.fd)
-            with self._upload_lock(upload) as folder:
+            with self._lock(upload) as folder:
                 old = [p for p in self._parts(folder) if p.number == number]
                 stamp = max([time.time_ns(), *(p.stamp + 1 for p in old)])
                 own = "" if upload.algorithm else body.algorithm
@@ -5881,15 +5887,15 @@ class Store:
                 name = f"{number:05}-{stamp:020}-{body.md5}-{coded}{staged.suffix}"
                 lost = sum(p.size for p in old if p.offset >= 0)  # it stays in its place
                 change = body.size + lost - sum(p.size for p in old)
-                self.check_free(0)
-                self.charge(change)
-                with on_error(self.charge, -change):
+                self.quota.check_free(0)
+                self.quota.charge(change)
+                with on_error(self.quota.charge, -change):
                     self._lose(folder, lost)
                     with on_error(self._lose, folder, -lost):
                         staged.rename(folder, name)
                 self.disk.sync_folder(folder)
                 for part in old:
-                    self._drop(folder, part.name)
+                    self.files.drop(folder, part.name)
         return Part(number, stamp, body.md5, checksum, body.size, name, own)
 
     def _slot(self, upload: Upload, number: int, length: int) -> Optional[Slot]:
@@ -5902,7 +5908,7 @@ class Store:
         """
         if not length or not HAS_FLOCK:
             return None
-        path = self._upload_path(upload.id)
+        path = self.path(upload.id)
         claim = f"{path}/slot-{number:05}"
         with unless(*NO_PLACE):
             fd = self._open_whole(path, exclusive=False)
@@ -5951,6 +5957,23 @@ class Store:
                 raise FileNotFoundError(errno.ENOENT, "it is an object by now", whole)
         return fd
 
+    def _lose_place(self, upload: Upload, staged: Staged, body: Body) -> None:
+        """What fails in its place leaves its bytes there until the upload ends: the quota counts
+        them, and nobody else gets the place.
+        """
+        if self.quota.limit and isinstance(staged, Slot) and staged.path and body.size:
+            with contextlib.suppress(S3Error, OSError), self._lock(upload) as folder:
+                self._lose(folder, body.size)
+                staged.path = ""
+                self.quota.charge(body.size, is_there=True)
+
+    def _lose(self, folder: Folder, size: int) -> None:
+        """Note bytes in the whole that are no part's. The upload's lock is held."""
+        if self.quota.limit and size:
+            path = f"{folder.path}/{LOST}"
+            with closing_fd(os.open(path, CHANGE_FLAGS | os.O_CREAT, 0o640)) as fd:
+                write_number(fd, max(0, read_number(fd) + size))
+
     def _parts(self, folder: Folder) -> list[Part]:
         """The newest of each number, in order."""
         found = {}
@@ -5972,12 +5995,12 @@ class Store:
     def parts(self, upload: Upload) -> list[Part]:
         """Raises NoSuchUpload."""
         try:
-            with Folder.open(self._upload_path(upload.id)) as folder:
+            with Folder.open(self.path(upload.id)) as folder:
                 return self._parts(folder)
         except FileNotFoundError:
             raise S3Error("NoSuchUpload", UploadId=upload.id) from None
 
-    def complete_upload(
+    def complete(
         self,
         upload: Upload,
         choose: Callable[[list[Part]], list[Part]],
@@ -5985,16 +6008,16 @@ class Store:
         check: Check,
     ) -> Entry:
         """Join parts to an object. `choose` picks and checks them; as put otherwise."""
-        with self._upload_lock(upload) as folder:
+        with self._lock(upload) as folder:
             entry = self._joined(upload)
             if not entry:
                 parts = self._parts(folder)
                 chosen = choose(parts)
-                with self._whole(folder, parts, chosen) or self.stage() as staged:
+                with self._whole(folder, parts, chosen) or self.files.stage() as staged:
                     self._join(folder, chosen, staged)
-                    charged = self._size_of_upload(folder, parts)
-                    entry = self.commit(upload.key, staged, describe(chosen), check, charged)
-            self._remove_upload(folder)
+                    charged = self._size(folder, parts)
+                    entry = self.store.commit(upload.key, staged, describe(chosen), check, charged)
+            self._remove(folder)
         return entry
 
     def _joined(self, upload: Upload) -> Optional[Entry]:
@@ -6003,9 +6026,9 @@ class Store:
         The quota has got back its parts. Its name may not have reached the disk: now it does.
         """
         with contextlib.suppress(S3Error, *GONE):
-            entry = self.head(upload.key)
+            entry = self.store.head(upload.key)
             if entry.upload == upload.id:
-                with self.folder(names_of_key(upload.key)[:-1]) as folder:
+                with self.store.folder(names_of_key(upload.key)[:-1]) as folder:
                     self.disk.sync_folder(folder)
                 return entry
         return None
@@ -6027,17 +6050,15 @@ class Store:
         with contextlib.suppress(OSError):  # in use, or no second names here: then all is copied
             fd = self._open_whole(folder.path, exclusive=True)
             with on_error(os.close, fd):
-                self.disk.make_temp(self.temp)  # without it all would be copied
+                self.disk.make_temp(self.files.temp)  # without it all would be copied
                 self._forbid_places(folder)
-                path = f"{self.temp}/{self.disk.spare_name()}"
-                self.disk.link(folder, WHOLE, path)
-                return Whole(self.disk, fd, path)
+                return Whole(self.disk, fd, self.files.link(folder, WHOLE))
         return None
 
     def _join(self, folder: Folder, parts: list[Part], staged: Staged) -> None:
         """Copy the parts that are not in place, by the kernel: their MD5s were checked before."""
         lie_there = isinstance(staged, Whole)
-        self.check_free(sum(p.size for p in parts if not lie_there or p.offset < 0))
+        self.quota.check_free(sum(p.size for p in parts if not lie_there or p.offset < 0))
         end = 0
         for part in parts:
             if not lie_there or part.offset < 0:
@@ -6049,28 +6070,79 @@ class Store:
         if os.fstat(staged.fd).st_size > end:  # of a part that was begun and never came
             self.disk.truncate(staged.fd, end)
 
-    def abort_upload(self, upload: Upload) -> None:
+    def abort(self, upload: Upload) -> None:
         """Raises NoSuchUpload."""
-        with self._upload_lock(upload) as folder:
+        with self._lock(upload) as folder:
             is_done = self._joined(upload) is not None
-            size = 0 if is_done else self._size_of_upload(folder, self._parts(folder))
-            self._drop(folder, "upload.json")  # from here on nobody else counts what it held
-            self.charge(-size)
-            self._remove_upload(folder)
+            size = 0 if is_done else self._size(folder, self._parts(folder))
+            self.files.drop(folder, "upload.json")  # from here on nobody else counts what it held
+            self.quota.charge(-size)
+            self._remove(folder)
 
-    def _remove_upload(self, folder: Folder) -> None:
+    def _remove(self, folder: Folder) -> None:
         """upload.json goes first: without it there is no upload, only files to be cleaned."""
-        self._drop(folder, "upload.json")
+        self.files.drop(folder, "upload.json")
         self.disk.sync_folder(folder)
-        self._empty_upload(folder.path)
+        self._empty(folder.path)
 
-    def _empty_upload(self, path: str) -> None:
+    def _empty(self, path: str) -> None:
         with contextlib.suppress(*GONE), Folder.open(path) as folder:
             for name in os.listdir(path):
-                self._drop(folder, name)
-        with Folder.open(self._uploads) as uploads:
+                self.files.drop(folder, name)
+        with Folder.open(self.folder) as uploads:
             with contextlib.suppress(OSError):  # a part that is just arriving made it again
                 self.disk.rmdir(uploads, os.path.basename(path))
+
+    def _size(self, folder: Folder, parts: list[Part]) -> int:
+        """What the quota counts: its parts, and what lies in places that are no part's any more."""
+        size = sum(p.size for p in parts)
+        with contextlib.suppress(FileNotFoundError):
+            with closing_fd(os.open(f"{folder.path}/{LOST}", READ_FLAGS)) as fd:
+                size += read_number(fd)
+        return size
+
+    def held_by(self, path: str) -> int:
+        """Nothing by one that a kill left behind its object, or without upload.json: who removes
+        its parts gives nothing back.
+        """
+        upload = self.read(os.path.basename(path))
+        if not upload or self._joined(upload):
+            return 0
+        with Folder.open(path) as folder:
+            return self._size(folder, self._parts(folder))
+
+    def clean(self, expire: int, age: float) -> None:
+        """End what began more than `expire` seconds ago, unless that is 0, and remove the folders
+        without upload.json: begun or ended, and then killed.
+
+        Raises the OSError of one once the others are done.
+        """
+        troubles = self._clean_folders(age)
+        for upload in self.all() if expire else ():
+            if upload.initiated + expire < time.time():
+                try:
+                    self.abort(upload)
+                except S3Error:
+                    pass  # it was ended just now
+                except OSError as why:
+                    troubles.append(why)
+        if troubles:
+            raise troubles[-1]
+
+    def _clean_folders(self, age: float) -> list[OSError]:
+        """Gives why some cannot be looked at."""
+        troubles = []
+        with Folder.open(self.folder) as uploads:
+            for name in os.listdir(uploads.path):
+                path = os.path.join(uploads.path, name)
+                try:
+                    os.close(os.open(os.path.join(path, "upload.json"), READ_FLAGS))
+                except GONE:
+                    if self.files.is_old(uploads, name, max(age, 3600)):
+                        self._empty(path)
+                except OSError as why:  # which may pass
+                    troubles.append(why)
+        return troubles
 
 
 class Finding(NamedTuple):
@@ -6230,7 +6302,7 @@ class Inspector:
         for upload in filter(UPLOAD_ID.fullmatch, self._list("uploads")):
             known, name = None, f"uploads/{upload}/upload.json"
             with contextlib.suppress(OSError):
-                known = self.store.read_upload(upload)
+                known = self.store.uploads.read(upload)
             if not known and self._may(f"{self.store.room}/{name}", os.R_OK):
                 detail = "the upload ends or expires only if its folder is removed"
                 yield Finding("note", f"{ROOM}/{name}", detail)
@@ -6246,7 +6318,7 @@ class Inspector:
     def _put_aside(self, orphan: Finding) -> Finding:
         """What is said of a version that is gone."""
         path = os.path.join(self.store.root, orphan.name[: -len(".json")])
-        version, name = self.store.read_version(path), os.path.basename(path)
+        version, name = self.store.versions.read(path), os.path.basename(path)
 
         def put_aside() -> str:
             with Folder.open(os.path.dirname(path)) as folder:
@@ -6306,7 +6378,7 @@ class Inspector:
 
     def _versions(self) -> Iterator[Finding]:
         for path, is_there, is_noted in self._each_version():
-            version = self.store.read_version(path)
+            version = self.store.versions.read(path)
             if not version:
                 if is_there and is_noted and self._may(f"{path}.json", os.R_OK):  # not gone by now
                     yield Finding("note", self._note_of(path), NOT_BACK)
@@ -6325,7 +6397,7 @@ class Inspector:
     def _temp_files(self, before: set[str]) -> Iterator[Finding]:
         """Those that are there still and that nobody holds: a sidecar on its way has no lock."""
         for name in sorted(before.intersection(self._list("tmp"))):
-            with Folder.open(self.store.temp) as folder:
+            with Folder.open(self.store.files.temp) as folder:
                 with unlocked(folder, name) as is_dead:
                     if is_dead:
                         unlink = functools.partial(self.store.disk.unlink, folder, name)
@@ -7598,7 +7670,7 @@ def create_multipart_upload(req: Request) -> Response:
     algorithm, kind = parse_checksum_kind(req.headers)
     upload = Upload(new_upload_id(req.now), req.key, int(req.now), describe_object(req), algorithm,
                     kind, req.access_key)
-    req.store.create_upload(upload)
+    req.store.uploads.create(upload)
     reply = xml_response("InitiateMultipartUploadResult", [
         ("Bucket", req.bucket), ("Key", req.key), ("UploadId", upload.id)])
     if algorithm:
@@ -7612,7 +7684,7 @@ def upload_of(req: Request) -> Upload:
 
     Raises NoSuchUpload, AccessDenied.
     """
-    upload = req.store.upload(req.query["uploadId"], req.key)
+    upload = req.store.uploads.find(req.query["uploadId"], req.key)
     if "delete" not in req.grants and upload.owner != req.access_key:
         raise S3Error("AccessDenied")
     return upload
@@ -7631,7 +7703,7 @@ def upload_part(req: Request) -> Response:
         raise wrong_algorithm(upload, sent)
     if upload.algorithm:
         body.want(upload.algorithm)
-    part = req.store.put_part(upload, number, body)
+    part = req.store.uploads.put_part(upload, number, body)
     headers = {checksum_header(a): v for a, v in body.checksums.items()}
     return Response(200, {"etag": f'"{part.md5}"', "content-length": "0", **headers})
 
@@ -7660,7 +7732,7 @@ def copy_part(req: Request, upload: Upload, number: int) -> Response:
         body = Body(CheckedReader(found, span.start, len(span)), Promise(length=len(span)))
         if upload.algorithm:
             body.want(upload.algorithm)
-        part = req.store.put_part(upload, number, body)
+        part = req.store.uploads.put_part(upload, number, body)
     return xml_response("CopyPartResult", [
         ("LastModified", render_iso_date(int(req.now))), ("ETag", f'"{part.md5}"'),
         *[(f"Checksum{a}", v) for a, v in body.checksums.items()]])
@@ -7704,7 +7776,7 @@ def complete_multipart_upload(req: Request) -> Response:
         choose = functools.partial(choose_parts, upload, items)
         describe = functools.partial(describe_joined, req, upload)
         try:
-            entry = req.store.complete_upload(upload, choose, describe, req.check_write)
+            entry = req.store.uploads.complete(upload, choose, describe, req.check_write)
         except S3Error as why:
             if why.code != "NoSuchUpload":
                 raise
@@ -7892,16 +7964,16 @@ def abort_multipart_upload(req: Request) -> Response:
     begun = req.headers.get("x-amz-if-match-initiated-time")
     if begun is not None and parse_http_date(begun) != upload.initiated:
         raise S3Error("PreconditionFailed", Condition="x-amz-if-match-initiated-time")
-    req.store.abort_upload(upload)
+    req.store.uploads.abort(upload)
     return Response(204)
 
 
 def list_parts(req: Request) -> Response:
     """ListParts: a page of an upload's parts. Raises NoSuchUpload, InvalidArgument. [AWS]"""
-    upload = req.store.upload(req.query["uploadId"], req.key)
+    upload = req.store.uploads.find(req.query["uploadId"], req.key)
     limit = req.integer("max-parts", MAX_KEYS, 0, MAX_KEYS)
     marker = req.integer("part-number-marker", 0, 0, 2**31)
-    found = [p for p in req.store.parts(upload) if p.number > marker]
+    found = [p for p in req.store.uploads.parts(upload) if p.number > marker]
     page = found[:limit]
     return xml_response("ListPartsResult", [
         ("Bucket", req.bucket), ("Key", req.key), ("UploadId", upload.id),
@@ -7926,7 +7998,7 @@ def list_multipart_uploads(req: Request) -> Response:
     after = (marker, id_marker or "~") if marker else ("", "")  # "~" is behind every id
     rows: dict[str, tuple[str, Children]] = {}  # common prefix or key + id, in order
     last, more = ("", ""), False
-    for u in req.store.uploads():
+    for u in req.store.uploads.all():
         if not u.key.startswith(asked.prefix) or (u.key, u.id) <= after:
             continue
         common = common_prefix(u.key, asked.prefix, asked.delimiter)
@@ -10638,13 +10710,13 @@ def command_undelete(options: Any) -> int:
     troubles: list[str] = []
     config = load_config(options.config, options.data, to_serve=False)
     for name, store in chosen_buckets(config, options.bucket, troubles):
-        if not store.keep:
+        if not store.versions.keep:
             raise ConfigError(f"[{name}] keeps nothing; keep = 7d in buckets.ini would")
-        for path in store.unknown_versions(since):
+        for path in store.versions.unknown(since):
             failed += 1
             sys.stderr.write(f"s3mini: {path}.json cannot be read: its key does not come back, or "
                              "not as it was first\n")
-        for version in store.lost(options.prefix, since):
+        for version in store.versions.lost(options.prefix, since):
             shown, beside = f"{name}/{on_terminal(version.key)}", ""
             try:
                 if store.is_in_place(version):

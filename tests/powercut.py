@@ -551,7 +551,7 @@ def read_object(store: s3mini.Store, key: str) -> Optional[Version]:
 
 def read_part(store: s3mini.Store, thing: PartOf) -> Optional[str]:
     try:
-        parts = store.parts(store.upload(thing.upload, thing.key))
+        parts = store.uploads.parts(store.uploads.find(thing.upload, thing.key))
     except s3mini.S3Error as error:
         if error.code != "NoSuchUpload":
             raise

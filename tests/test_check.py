@@ -404,10 +404,10 @@ def test_what_may_not_be_read_is_reported_and_the_rest_is_checked(
 def test_what_the_disk_cannot_read_is_reported_and_the_rest_is_checked(
     store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.keep = 3600
+    store.versions.keep = 3600
     for key in ("a", "b", "b", "c"):
         put(store, key, f"of {key}".encode(), "name")
-    kept, = (Path(version.path) for version in store.versions())
+    kept, = (Path(version.path) for version in store.versions.since())
     flip(Path(store.root, "c"), 1)
     bad = {path.stat().st_ino for path in (Path(store.root, "a"), kept)}
     real_pread = os.pread
@@ -441,18 +441,18 @@ def test_what_is_not_the_files_fault_is_no_finding_of_it(
     """A lock that may not be taken, or a full disk: to restore from a backup is no advice."""
     put(store, "k", b"content", "name")
     Path(store.root, "k").write_bytes(b"by hand")
-    real = s3mini.Store.lock
+    real = s3mini.Locks.of_key
     for error in (errno.EROFS, errno.EACCES, errno.ENOSPC):
         def lock(self: s3mini.Store, key: str, error: int = error) -> Any:
             raise OSError(error, os.strerror(error))
 
-        monkeypatch.setattr(s3mini.Store, "lock", lock)
+        monkeypatch.setattr(s3mini.Locks, "of_key", lock)
         if error == errno.ENOSPC:
             with pytest.raises(OSError, match="No space"):
                 inspect(store)
         else:
             assert [("changed", "k")] == inspect(store)
-    monkeypatch.setattr(s3mini.Store, "lock", real)
+    monkeypatch.setattr(s3mini.Locks, "of_key", real)
 
 
 @pytest.mark.parametrize("error", [errno.EROFS, errno.ENOSPC, errno.EACCES])
@@ -574,7 +574,7 @@ def test_the_lost_and_found_of_a_disk_is_no_finding(
 ) -> None:
     Path(store.root, "lost+found").mkdir()
     unreadable(Path(store.root, "lost+found"))
-    store.quota = 1
+    store.quota.limit = 1
     store.count()
 
     assert [] == inspect(store)
@@ -607,8 +607,8 @@ def test_the_sidecar_of_an_object_on_its_way_is_no_orphan(
     orphan = sidecar(Path(store.root, "k"))
 
     def replace(_: float) -> None:
-        shutil.copy(orphan, store.temp + "/new")
-        os.replace(store.temp + "/new", orphan)
+        shutil.copy(orphan, store.files.temp + "/new")
+        os.replace(store.files.temp + "/new", orphan)
 
     monkeypatch.setattr(s3mini.time, "sleep", replace)
     assert [] == inspect(store)
@@ -617,11 +617,11 @@ def test_the_sidecar_of_an_object_on_its_way_is_no_orphan(
 
 
 def test_a_version_that_is_kept_is_checked_too(store: s3mini.Store) -> None:
-    store.keep = 3600
+    store.versions.keep = 3600
     for key in ("a", "b"):
         put(store, key, b"content of " + key.encode(), "name")
         store.delete(key, s3mini.no_check)
-    versions = {version.key: Path(version.path) for version in store.versions()}
+    versions = {version.key: Path(version.path) for version in store.versions.since()}
     flip(versions["a"], 3)
 
     name = versions["a"].relative_to(store.root).as_posix()
@@ -632,11 +632,11 @@ def test_a_version_that_is_kept_is_checked_too(store: s3mini.Store) -> None:
 def kept(store: s3mini.Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of three versions, below the bucket's folder."""
     monkeypatch.setattr(s3mini, "SECOND_LOOK_SECONDS", 0)
-    store.keep = 3600
+    store.versions.keep = 3600
     for key in "abc":
         put(store, key, b"content", "name")
         store.delete(key, s3mini.no_check)
-    return [os.path.relpath(version.path, store.root) for version in store.versions()]
+    return [os.path.relpath(version.path, store.root) for version in store.versions.since()]
 
 
 def test_a_version_that_undelete_cannot_bring_back_is_found(
@@ -787,12 +787,12 @@ def test_temp_files_that_may_not_be_listed_end_nothing(
     real = s3mini.list_folder
 
     def list_folder(path: str) -> list[str]:
-        if path == store.temp:
+        if path == store.files.temp:
             raise PermissionError(errno.EACCES, "not for you", path)
         return real(path)
 
     monkeypatch.setattr(s3mini, "list_folder", list_folder)
-    deny(Path(store.temp), 7)
+    deny(Path(store.files.temp), 7)
     Path(store.root, ".a.s3mini.json").write_bytes(b"{")
 
     assert [("locked-out", ".s3mini/tmp"), ("orphan", ".a.s3mini.json")] == inspect(store)

@@ -858,7 +858,7 @@ def test_a_temp_file_of_the_living_stays(tmp_path: Path) -> None:
     """Another server on the same folder starts while a body is on its way."""
     store, other = (s3mini.Store(str(tmp_path), s3mini.Disk(False)) for _ in range(2))
     store.create()
-    with store.stage() as staged:
+    with store.files.stage() as staged:
         other.clean()
         assert os.path.exists(staged.path)
 

@@ -162,18 +162,18 @@ def update(store: s3mini.Store) -> Things:
 
 
 def create_upload(store: s3mini.Store) -> Things:
-    store.create_upload(UPLOAD._replace(id="f" * 32))
+    store.uploads.create(UPLOAD._replace(id="f" * 32))
     return {}
 
 
 def put_part(store: s3mini.Store) -> Things:
-    part = store.put_part(UPLOAD, 2, body_of(NEW))
+    part = store.uploads.put_part(UPLOAD, 2, body_of(NEW))
     assert part.md5 == hashlib.md5(NEW).hexdigest()
     return {}
 
 
 def complete(store: s3mini.Store) -> Things:
-    store.complete_upload(
+    store.uploads.complete(
         UPLOAD, lambda parts: parts[:1], lambda _: JOINED, s3mini.no_check
     )
     return {"x/k": version_of(NEW, JOINED)}
@@ -202,8 +202,8 @@ class Room:
         store.create()
         for key in self.old:
             put(store, key, OLD, "old")
-        store.create_upload(UPLOAD)
-        store.put_part(UPLOAD, 1, body_of(NEW))
+        store.uploads.create(UPLOAD)
+        store.uploads.put_part(UPLOAD, 1, body_of(NEW))
         self._number = 0
 
     def fresh(self, disk: s3mini.Disk) -> s3mini.Store:
@@ -211,7 +211,7 @@ class Room:
         root = str(self.folder / str(self._number))
         shutil.copytree(self.folder / "first", root, ignore=lock_files)
         store = s3mini.Store(root, disk)
-        store._is_ordered = self.is_ordered
+        store.files._is_ordered = self.is_ordered
         return store
 
 
@@ -268,7 +268,7 @@ def test_a_failing_disk_leaves_the_old_version_and_the_next_attempt_works(
                 break
             check_after(store, room.old, new, done is not None)
             fresh = s3mini.Store(store.root, s3mini.Disk(durable=False))
-            if operation is not complete or fresh.uploads():
+            if operation is not complete or fresh.uploads.all():
                 assert new == operation(fresh), "the next attempt"
             check_after(store, room.old, new, done=True)
         else:
@@ -307,7 +307,7 @@ def test_what_was_put_there_by_hand_is_counted_before_it_goes(
     is_first = operation == "delete" or room.is_ordered  # else the new body's file comes before
     disk = FailingDisk(call, 1 if is_first else 2, error)
     store = room.fresh(disk)
-    store.quota = 10**6
+    store.quota.limit = 10**6
     store.count()
     path = Path(store.root, "by-hand")
     path.write_bytes(OLD)
@@ -415,8 +415,8 @@ def test_where_no_lock_can_be_had_what_is_new_is_read_all_the_same(
 def test_an_upload_that_cannot_be_looked_at_is_no_dead_one(
     store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.create_upload(UPLOAD)
-    store.put_part(UPLOAD, 1, body_of(b"part"))
+    store.uploads.create(UPLOAD)
+    store.uploads.put_part(UPLOAD, 1, body_of(b"part"))
     folder = Path(store.room) / "uploads" / UPLOAD.id
     os.utime(folder, (1_600_000_000, 1_600_000_000))
     real_open = os.open
@@ -427,7 +427,7 @@ def test_an_upload_that_cannot_be_looked_at_is_no_dead_one(
         return real_open(path, *arguments, **named)
 
     other = s3mini.Upload("f" * 32, "other", 1_600_000_000, s3mini.Entry(0, "", "", 0))
-    store.create_upload(other)
+    store.uploads.create(other)
     dead = Path(store.room) / "uploads" / ("e" * 32)
     dead.mkdir()
     os.utime(dead, (1_600_000_000, 1_600_000_000))
@@ -440,13 +440,13 @@ def test_an_upload_that_cannot_be_looked_at_is_no_dead_one(
     (folder / "aside").rename(folder / "upload.json")
 
     assert not dead.exists()
-    assert [UPLOAD.id] == [upload.id for upload in store.uploads()]
+    assert [UPLOAD.id] == [upload.id for upload in store.uploads.all()]
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", fake_open)
         with pytest.raises(OSError, match="Input/output error"):
             store.clean(0, 3600)
 
-    assert [4] == [part.size for part in store.parts(UPLOAD)]
+    assert [4] == [part.size for part in store.uploads.parts(UPLOAD)]
 
 
 def test_an_upload_that_cannot_be_ended_keeps_no_other(
@@ -454,19 +454,19 @@ def test_an_upload_that_cannot_be_ended_keeps_no_other(
 ) -> None:
     ids = [digit * 32 for digit in "abc"]
     for number in ids:
-        store.create_upload(s3mini.Upload(number, "k", 1_600_000_000, s3mini.Entry(0, "", "", 0)))
-    real = s3mini.Store.abort_upload
+        store.uploads.create(s3mini.Upload(number, "k", 1_600_000_000, s3mini.Entry(0, "", "", 0)))
+    real = s3mini.Uploads.abort
 
     def abort(self: s3mini.Store, upload: s3mini.Upload) -> None:
         if upload.id == ids[0]:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         real(self, upload)
 
-    monkeypatch.setattr(s3mini.Store, "abort_upload", abort)
+    monkeypatch.setattr(s3mini.Uploads, "abort", abort)
     with pytest.raises(PermissionError):
         store.clean(1, 3600)
 
-    assert ids[:1] == [upload.id for upload in store.uploads()]
+    assert ids[:1] == [upload.id for upload in store.uploads.all()]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -477,12 +477,12 @@ def test_a_folder_that_was_tidied_up_because_it_was_empty_is_made_again(
     """By find -type d -empty -delete, by rsync -m, by a restore from git."""
     room.is_ordered = is_ordered
     store = room.fresh(s3mini.Disk(durable=False))
-    store.keep = 3600
+    store.versions.keep = 3600
     if operation is create_upload:
-        store.abort_upload(UPLOAD)
-        os.rmdir(store._uploads)
-        assert [] == store.uploads()
-    os.rmdir(store.temp)
+        store.uploads.abort(UPLOAD)
+        os.rmdir(store.uploads.folder)
+        assert [] == store.uploads.all()
+    os.rmdir(store.files.temp)
     new = operation(store)
 
     check_after(store, room.old, new, done=True)
@@ -501,7 +501,7 @@ def test_nothing_is_made_where_the_room_is_gone(room: Room) -> None:
 def test_a_missing_folder_of_ours_is_no_fault_of_the_clients(room: Room) -> None:
     """That of the locks is never empty. Whoever removed it, somebody may hold one of them still."""
     store = room.fresh(s3mini.Disk(durable=False))
-    shutil.rmtree(store._lock_files)
+    shutil.rmtree(store.locks.folder)
     for operation in (put_new, update, delete):
         with pytest.raises(FileNotFoundError, match="locks"):
             operation(store)
@@ -538,7 +538,7 @@ def test_where_no_lock_can_be_had_no_temp_file_stays(
     with pytest.raises(OSError, match="lock"):
         put_over(store)
 
-    assert [] == os.listdir(store.temp)
+    assert [] == os.listdir(store.files.temp)
 
 
 def test_a_sidecar_that_cannot_be_looked_at_costs_no_descriptor(
@@ -682,7 +682,7 @@ def rename(store: s3mini.Store) -> Things:
 
 
 def abort(store: s3mini.Store) -> Things:
-    store.abort_upload(UPLOAD)
+    store.uploads.abort(UPLOAD)
     return {}
 
 
@@ -695,14 +695,14 @@ def test_a_failing_disk_leaves_the_count_of_the_quota_right(
     for number in range(1, 100):
         disk = FailingDisk(call, number, errno.EIO)
         store = room.fresh(disk)
-        store.quota, store.keep = 10**6, 3600
+        store.quota.limit, store.versions.keep = 10**6, 3600
         store.count()
         done, _ = attempt(store, operation)
         if not disk.failed:
             break
-        with store._usage() as fd:
+        with store.quota.usage() as fd:
             assert store.held() == s3mini.read_number(fd)
-        versions = list(store.versions())
+        versions = list(store.versions.since())
         assert {1} >= {os.stat(version.path).st_nlink for version in versions}, "it did not go"
         if read_object(store, "x/k") != OLD_VERSION and operation is not rename:
             assert ["x/k"] == [version.key for version in versions]
@@ -716,13 +716,14 @@ def test_a_version_that_comes_back_by_halves_is_counted(room: Room, call: str) -
     """Once where it is a second name of the object, and twice where it is not."""
     for number in range(1, 100):
         store = room.fresh(s3mini.Disk(durable=False))
-        store.quota, store.keep = 10**6, 3600
+        store.quota.limit, store.versions.keep = 10**6, 3600
         store.count()
         put_over(store)
-        store.disk = disk = FailingDisk(call, number, errno.EIO)
+        disk = FailingDisk(call, number, errno.EIO)
+        store = s3mini.Store(store.root, disk, quota=10**6, keep=3600)
         with suppress(OSError):
-            store.bring_back(next(store.versions()))
-        with store._usage() as fd:
+            store.bring_back(next(store.versions.since()))
+        with store.quota.usage() as fd:
             assert store.held() == s3mini.read_number(fd)
         if not disk.failed:
             return
@@ -751,23 +752,23 @@ def test_a_delete_on_a_full_disk_keeps_what_it_can(
     room: Room, frees: int, kept: list[str]
 ) -> None:
     store = room.fresh(s3mini.Disk(durable=False))
-    store.keep, store.quota = 3600, 10**6
+    store.versions.keep, store.quota.limit = 3600, 10**6
     put(store, "b", OLD, "old")
     for key in ("a", "b"):
         store.delete(key, s3mini.no_check)
     store.count()
-    store.disk = FullDisk(frees)
+    store = s3mini.Store(store.root, FullDisk(frees), quota=10**6, keep=3600)
     store.delete("x/k", s3mini.no_check)
 
     assert None is read_object(store, "x/k")
-    assert kept == [version.key for version in store.versions()]
-    with store._usage() as fd:
+    assert kept == [version.key for version in store.versions.since()]
+    with store.quota.usage() as fd:
         assert store.held() == s3mini.read_number(fd)
 
 
 def test_a_delete_on_a_disk_that_fails_otherwise_keeps_the_object(room: Room) -> None:
     store = room.fresh(FailingDisk("create", 1, errno.EIO))
-    store.keep = 3600
+    store.versions.keep = 3600
 
     assert attempt(store, delete)[0] is None
     assert OLD_VERSION == read_object(store, "x/k")
@@ -778,20 +779,20 @@ def test_a_delete_on_a_disk_that_fails_otherwise_keeps_the_object(room: Room) ->
 
 def test_no_operation_leaves_a_descriptor_open(room: Room) -> None:
     store = room.fresh(s3mini.Disk(durable=False))
-    store.keep = 3600
+    store.versions.keep = 3600
     before = open_descriptors()
     put(store, "x/y", OLD, "old")
     store.rename("x/y", "z/y", lambda _: None, s3mini.no_check)
     store.append("z/y", body_of(NEW), len(OLD), entry_of(NEW, "new"), s3mini.no_check)
     Path(store.root, "by hand").write_bytes(NEW)
     store.open("by hand").close()
-    store.bring_back(next(store.versions()))
+    store.bring_back(next(store.versions.since()))
     for upload in (UPLOAD, UPLOAD._replace(id="f" * 32)):
-        store.create_upload(upload)
+        store.uploads.create(upload)
         for number in (1, 2, 1):
-            store.put_part(upload, number, body_of(OLD))
-    store.abort_upload(upload)
-    store.complete_upload(
+            store.uploads.put_part(upload, number, body_of(OLD))
+    store.uploads.abort(upload)
+    store.uploads.complete(
         UPLOAD, lambda parts: parts, lambda _: entry_of(NEW, "joined"), s3mini.no_check
     )
     store.delete("z/y", s3mini.no_check)
@@ -808,8 +809,8 @@ def test_what_is_refused_leaves_no_descriptor_open(room: Room) -> None:
         found = s3mini.Place(folder, "k", -1)
         before = open_descriptors()
         assert "changed" == store.judge("x/k", found, repair=False)
-        with store.lock("x/k"):
-            s3mini.open_locked(store._lock_file(zlib.crc32(b"x/k") % s3mini.LOCKS), may_wait=False)
+        with store.locks.of_key("x/k"):
+            s3mini.open_locked(store.locks.path(zlib.crc32(b"x/k") % s3mini.LOCKS), may_wait=False)
     assert before - 1 == open_descriptors()
 
 

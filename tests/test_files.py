@@ -107,7 +107,7 @@ def ordered(root: Path, disk: s3mini.Disk, monkeypatch: pytest.MonkeyPatch) -> s
     """A bucket on a disk that is known to keep the order of names."""
     monkeypatch.setattr(s3mini, "FREE_BEHIND", LARGE)
     store = s3mini.Store(str(root), disk)
-    store._is_ordered = True
+    store.files._is_ordered = True
     store.create()
     return store
 

@@ -475,11 +475,11 @@ def test_a_body_of_unknown_length_is_refused_when_it_is_too_long(
     store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), quota=8 * MIB)
     store.create()
     upload = s3mini.Upload("0" * 32, "k", 1_600_000_000, s3mini.Entry(0, "", "", 0))
-    store.create_upload(upload)
+    store.uploads.create(upload)
 
     def send(body: s3mini.Body) -> None:
         if part:
-            store.put_part(upload, 1, body)
+            store.uploads.put_part(upload, 1, body)
         else:
             store.put("k", body, lambda: s3mini.Entry(0, "", "", 0), s3mini.no_check)
 
@@ -493,7 +493,7 @@ def test_a_body_of_unknown_length_is_refused_when_it_is_too_long(
         return source.tell()
 
     assert 8 * MIB <= attempt() < 12 * MIB
-    store.quota, store.min_free = 0, MIB
+    store.quota.limit, store.quota.min_free = 0, MIB
 
     def statvfs(_: str) -> Any:
         """A disk of 17 MiB, on which nobody else writes."""
@@ -544,18 +544,18 @@ def test_a_part_of_unknown_length_keeps_the_free_space_too(tmp_path: Path) -> No
     store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False))
     store.create()
     upload = s3mini.Upload("0" * 32, "m", 1_600_000_000, s3mini.Entry(0, "", "", 0))
-    store.create_upload(upload)
+    store.uploads.create(upload)
 
     class Source:
         """The disk fills up while it arrives."""
 
         def read(self, _: int) -> bytes:
-            store.min_free, left = 2**62, store.min_free
+            store.quota.min_free, left = 2**62, store.quota.min_free
             return b"" if left else b"part"
 
     with pytest.raises(s3mini.S3Error, match="free space"):
-        store.put_part(upload, 1, s3mini.Body(Source(), s3mini.Promise()))
-    assert [] == store.parts(upload)
+        store.uploads.put_part(upload, 1, s3mini.Body(Source(), s3mini.Promise()))
+    assert [] == store.uploads.parts(upload)
 
 
 def test_a_full_disk_refuses_before_the_body_is_read(full: Server) -> None:

@@ -225,8 +225,8 @@ def test_a_complete_that_was_killed_behind_its_commit_is_finished_by_the_next(
         store.count()
         upload = s3mini.Upload("0" * 32, "m", 1_600_000_000, entry_of(b"", "joined"))
         entry = entry_of(data, "joined", upload=upload.id)
-        store.create_upload(upload)
-        store.put_part(upload, 1, body_of(data))
+        store.uploads.create(upload)
+        store.uploads.put_part(upload, 1, body_of(data))
 
         def only_once(old: Any) -> None:
             if old:
@@ -234,18 +234,18 @@ def test_a_complete_that_was_killed_behind_its_commit_is_finished_by_the_next(
 
         arguments = (upload, lambda parts: parts, lambda _, e=entry: e, only_once)
         with monkeypatch.context() as patch:
-            patch.setattr(store, "_remove_upload", killed)
+            patch.setattr(store.uploads, "_remove", killed)
             with pytest.raises(InterruptedError):
-                store.complete_upload(*arguments)
+                store.uploads.complete(*arguments)
         if is_restarted:
             store.count()
         if end == "complete":
-            assert entry.etag == store.complete_upload(*arguments).etag
+            assert entry.etag == store.uploads.complete(*arguments).etag
         else:
-            store.abort_upload(upload)
+            store.uploads.abort(upload)
 
-        assert [] == store.uploads()
-        with store._usage() as fd:
+        assert [] == store.uploads.all()
+        with store.quota.usage() as fd:
             assert len(data) == store.held() == s3mini.read_number(fd)
 
 
@@ -261,9 +261,9 @@ def test_a_complete_that_is_sent_again_syncs_what_the_first_did_not(
     store.create()
     upload = s3mini.Upload("0" * 32, "d/m", 1_600_000_000, entry_of(b"", "joined"))
     entry = entry_of(b"joined", "joined", upload=upload.id)
-    store.create_upload(upload)
-    store.put_part(upload, 1, body_of(b"joined"))
-    complete = functools.partial(store.complete_upload, upload, lambda parts: parts,
+    store.uploads.create(upload)
+    store.uploads.put_part(upload, 1, body_of(b"joined"))
+    complete = functools.partial(store.uploads.complete, upload, lambda parts: parts,
                                  lambda _: entry, s3mini.no_check)
     calls: list[str] = []
     rename, sync_folder, unlink = (
@@ -310,8 +310,11 @@ def test_what_takes_long_is_a_200_and_then_what_came_of_it(
         upload = create(s3, "k")
         etag = send(s3, "k", upload, 1, b"x").etag
 
-        names = {"complete": "complete_upload", "copy": "put", "copy of a part": "put_part"}
-        plain = getattr(s3mini.Store, names[operation])
+        owner, name = {
+            "complete": (s3mini.Uploads, "complete"), "copy": (s3mini.Store, "put"),
+            "copy of a part": (s3mini.Uploads, "put_part"),
+        }[operation]
+        plain = getattr(owner, name)
 
         has_begun, send_pieces = threading.Event(), s3mini.Connection.send_pieces
 
@@ -328,7 +331,7 @@ def test_what_takes_long_is_a_200_and_then_what_came_of_it(
 
         monkeypatch.setattr(s3mini.Connection, "send_pieces", begin)
 
-        monkeypatch.setattr(s3mini.Store, names[operation], slow)
+        monkeypatch.setattr(owner, name, slow)
         source = {"x-amz-copy-source": "media/source"}
         reply = {
             "complete": lambda: complete(s3, "k", upload, [(1, etag)]),
@@ -826,25 +829,25 @@ class Joined:
         self.store.create()
         self.store.count()
         self.upload = s3mini.Upload("0" * 32, "m", 1_600_000_000, entry_of(b"", "joined"))
-        self.store.create_upload(self.upload)
+        self.store.uploads.create(self.upload)
         self.folder = root / ".s3mini/uploads" / self.upload.id
 
     def put(self, number: int, data: bytes) -> None:
-        self.store.put_part(self.upload, number, body_of(data))
+        self.store.uploads.put_part(self.upload, number, body_of(data))
 
     def complete(self, *numbers: int) -> bytes:
         """The object; its bytes are those of the newest parts, whatever the entry says."""
         def describe(parts: list[s3mini.Part]) -> s3mini.Entry:
             return entry_of(b"", "joined")._replace(size=sum(p.size for p in parts), md5="")
 
-        self.store.complete_upload(
+        self.store.uploads.complete(
             self.upload, lambda parts: [p for p in parts if p.number in numbers], describe,
             s3mini.no_check)
         path = Path(self.store.root, "m")
         assert 1 == path.stat().st_nlink
         assert [] == os.listdir(Path(self.store.root, ".s3mini/uploads"))
         assert [] == os.listdir(Path(self.store.root, ".s3mini/tmp"))
-        with self.store._usage() as fd:
+        with self.store.quota.usage() as fd:
             assert path.stat().st_size == self.store.held() == s3mini.read_number(fd)
         return path.read_bytes()
 
@@ -887,7 +890,7 @@ def test_nothing_is_copied_where_our_empty_folder_was_tidied_away(joined: Joined
     """On a full disk there would be no room for that."""
     joined.put(1, b"aaaa")
     joined.put(2, b"bb")
-    os.rmdir(joined.store.temp)
+    os.rmdir(joined.store.files.temp)
 
     assert b"aaaabb" == joined.complete(1, 2)
     assert 0 == joined.disk.copied
@@ -897,12 +900,12 @@ def test_the_folder_of_uploads_may_be_a_link(tmp_path: Path) -> None:
     """To another place on the same disk: the operator chose it."""
     store = s3mini.Store(str(tmp_path / "bucket"), s3mini.Disk(durable=False))
     store.create()
-    Path(store._uploads).rename(tmp_path / "elsewhere")
-    Path(store._uploads).symlink_to(tmp_path / "elsewhere")
+    Path(store.uploads.folder).rename(tmp_path / "elsewhere")
+    Path(store.uploads.folder).symlink_to(tmp_path / "elsewhere")
     upload = s3mini.Upload("0" * 32, "m", 1_600_000_000, entry_of(b"", "joined"))
-    store.create_upload(upload)
+    store.uploads.create(upload)
 
-    assert [upload.id] == [u.id for u in store.uploads()] == os.listdir(tmp_path / "elsewhere")
+    assert [upload.id] == [u.id for u in store.uploads.all()] == os.listdir(tmp_path / "elsewhere")
 
 
 def test_a_part_that_comes_while_the_object_is_made_does_not_get_into_it(joined: Joined) -> None:
@@ -912,7 +915,7 @@ def test_a_part_that_comes_while_the_object_is_made_does_not_get_into_it(joined:
     late = Halting(b"xxxx")
     with ThreadPoolExecutor(1) as pool:
         body = s3mini.Body(late, s3mini.Promise(length=4))
-        answer = pool.submit(joined.store.put_part, joined.upload, 3, body)
+        answer = pool.submit(joined.store.uploads.put_part, joined.upload, 3, body)
         assert late.has_begun.wait(10)
         made = joined.complete(1, 2)
         late.may_end.set()
@@ -928,7 +931,7 @@ def test_what_has_a_second_name_is_not_written_to(joined: Joined, tmp_path: Path
     os.link(joined.folder / s3mini.WHOLE, tmp_path / "backup")
     joined.put(2, b"bbbb")
 
-    assert [0, -1] == [part.offset for part in joined.store.parts(joined.upload)]
+    assert [0, -1] == [part.offset for part in joined.store.uploads.parts(joined.upload)]
     assert b"aaaa" == (tmp_path / "backup").read_bytes()
     os.unlink(tmp_path / "backup")
     assert b"aaaabbbb" == joined.complete(1, 2)
@@ -938,14 +941,14 @@ def test_what_has_a_second_name_is_not_written_to(joined: Joined, tmp_path: Path
 def test_a_part_that_broke_off_leaves_its_place_to_the_next(joined: Joined, quota: int) -> None:
     """Not where its bytes are counted."""
     joined.put(1, b"aaaa")
-    joined.store.quota = quota
+    joined.store.quota.limit = quota
     for number in (2, 7):
         body = s3mini.Body(io.BytesIO(b"xxx"), s3mini.Promise(length=4))
         with pytest.raises(s3mini.S3Error, match="length"):
-            joined.store.put_part(joined.upload, number, body)
+            joined.store.uploads.put_part(joined.upload, number, body)
     assert 6 * P < (joined.folder / s3mini.WHOLE).stat().st_size
-    assert [1] == [part.number for part in joined.store.parts(joined.upload)]
-    joined.store.quota = 10**6
+    assert [1] == [part.number for part in joined.store.uploads.parts(joined.upload)]
+    joined.store.quota.limit = 10**6
     joined.put(2, b"bbbb")
 
     assert b"aaaabbbb" == joined.complete(1, 2)
@@ -964,7 +967,7 @@ def test_a_count_that_fails_hides_no_error(
         patch.setattr(s3mini, "write_number", fail)
         body = s3mini.Body(io.BytesIO(b"xxx"), s3mini.Promise(length=4))
         with pytest.raises(s3mini.S3Error, match="length"):
-            joined.store.put_part(joined.upload, 2, body)
+            joined.store.uploads.put_part(joined.upload, 2, body)
     joined.put(2, b"bbbb")
 
     assert b"aaaabbbb" == joined.complete(1, 2)
@@ -976,7 +979,7 @@ def test_a_count_that_fails_takes_nothing_out(
     for number in (1, 2):
         joined.put(number, b"aaaa")
     joined.put(1, b"bbbb")
-    real, calls = joined.store._lose, []
+    real, calls = joined.store.uploads._lose, []
 
     def fail_once(folder: s3mini.Folder, size: int) -> None:
         calls.append(size)
@@ -985,13 +988,13 @@ def test_a_count_that_fails_takes_nothing_out(
         real(folder, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(joined.store, "_lose", fail_once)
+        patch.setattr(joined.store.uploads, "_lose", fail_once)
         with pytest.raises(OSError, match="no more"):
             joined.put(2, b"cccc")
     joined.put(2, b"cccc")
-    joined.store.abort_upload(joined.upload)
+    joined.store.uploads.abort(joined.upload)
 
-    with joined.store._usage() as fd:
+    with joined.store.quota.usage() as fd:
         assert 0 == s3mini.read_number(fd)
 
 
@@ -1049,13 +1052,13 @@ def test_an_object_that_was_read_is_not_written_to(
     joined.put(1, b"aaaa")
     joined.put(2, b"bbbb")
     with monkeypatch.context() as patch:
-        patch.setattr(joined.store, "_remove_upload", killed)
+        patch.setattr(joined.store.uploads, "_remove", killed)
         with pytest.raises(InterruptedError):
             joined.complete(1, 2)
     with contextlib.closing(joined.store.open("m")) as found:
         joined.store.delete("m", s3mini.no_check)
         joined.put(2, b"cccc")
-        joined.store.complete_upload(
+        joined.store.uploads.complete(
             joined.upload, lambda parts: parts, lambda _: entry_of(b"aaaacccc", "joined"),
             s3mini.no_check)
         assert b"aaaacccc" == Path(joined.store.root, "m").read_bytes()
@@ -1083,7 +1086,7 @@ def test_a_place_far_behind_counts_for_what_is_in_it(joined: Joined) -> None:
 
     assert 999 * P < (joined.folder / s3mini.WHOLE).stat().st_size
     assert P == joined.store.held()
-    joined.store.abort_upload(joined.upload)
+    joined.store.uploads.abort(joined.upload)
     assert 0 == joined.store.held()
 
 
@@ -1119,14 +1122,14 @@ Slow = Callable[[list[tuple[int, str]]], tuple[int, bytes]]
 @pytest.fixture(params=[10, 11])
 def slow(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Client, Slow]]:
     """A client, and slow(parts): the status and body of a Complete that outlasts our patience."""
-    goes_on, complete_upload = threading.Event(), s3mini.Store.complete_upload
+    goes_on, complete_upload = threading.Event(), s3mini.Uploads.complete
 
     def wait(*call: Any) -> Any:
         assert goes_on.wait(20)
         return complete_upload(*call)
 
     monkeypatch.setattr(s3mini, "PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr(s3mini.Store, "complete_upload", wait)
+    monkeypatch.setattr(s3mini.Uploads, "complete", wait)
     with s3mini.start("media") as fake:
         s3 = Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key, "media")
         upload = create(s3, "k")

@@ -54,9 +54,9 @@ with tempfile.TemporaryDirectory() as folder:
     store = s3mini.Store(folder + "/b", s3mini.Disk(False), quota=100)
     store.create()
     store.count()
-    store.charge(60)
+    store.quota.charge(60)
     try:
-        store.charge(60)
+        store.quota.charge(60)
     except s3mini.S3Error as why:
         print(why.code)
 print("done")

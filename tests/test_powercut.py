@@ -125,7 +125,7 @@ def changed_by_hand(bench: Bench, record: Record) -> None:
 
 def put_where_tmp_was_tidied_away(bench: Bench, record: Record) -> None:
     bench.prepare("x/k")
-    os.rmdir(bench.store.temp)
+    os.rmdir(bench.store.files.temp)
     record()
     bench.put("x/k", NEW, "new")
     bench.put("y/k", NEW, "new")
@@ -207,15 +207,15 @@ def upload_of(bench: Bench, record: Record, pieces: list[bytes], before: bytes =
     record()
     upload = s3mini.Upload(UPLOAD, "x/k", 1_600_000_000, entry_of(b"", "joined"))
     with bench.operation(dict.fromkeys(things)) as store:
-        store.create_upload(upload)
+        store.uploads.create(upload)
     first = [(1, before), (2, pieces[1]), (1, pieces[0])]
     for number, piece in first if before else enumerate(pieces, 1):
         md5 = hashlib.md5(piece).hexdigest()
         with bench.operation({things[number - 1]: md5}) as store:
             body = body_of(piece)
-            store.put_part(upload, number, body)
+            store.uploads.put_part(upload, number, body)
     with bench.operation({"x/k": version_of(data, final), **dict.fromkeys(things)}) as store:
-        store.complete_upload(
+        store.uploads.complete(
             upload, lambda parts: parts, lambda _: final, s3mini.no_check
         )
 
@@ -223,27 +223,27 @@ def upload_of(bench: Bench, record: Record, pieces: list[bytes], before: bytes =
 def abort(bench: Bench, record: Record) -> None:
     bench.prepare("k")
     upload = s3mini.Upload(UPLOAD, "k", 1_600_000_000, entry_of(b"", "joined"))
-    bench.store.create_upload(upload)
-    bench.store.put_part(upload, 1, body_of(NEW))
+    bench.store.uploads.create(upload)
+    bench.store.uploads.put_part(upload, 1, body_of(NEW))
     thing = PartOf(UPLOAD, "k", 1)
     bench.things[thing] = hashlib.md5(NEW).hexdigest()
     record()
     with bench.operation({thing: None}) as store:
-        store.abort_upload(upload)
+        store.uploads.abort(upload)
 
 
 def kept(bench: Bench, record: Record) -> None:
     """With `keep` the old versions get a second name first: never a moment without the object."""
     bench.prepare("x/k")
     record()
-    bench.store.keep = 3600
+    bench.store.versions.keep = 3600
     bench.put("x/k", SAME_SIZE, "new")
     bench.delete("x/k")
 
 
 def brought_back(bench: Bench, record: Record) -> None:
     """undelete: over what is there by now, and where there is nothing."""
-    bench.store.keep = 3600
+    bench.store.versions.keep = 3600
     for key in ("x/k", "gone"):
         bench.prepare(key)
     old = dict(bench.things)
@@ -251,8 +251,8 @@ def brought_back(bench: Bench, record: Record) -> None:
     bench.store.delete("gone", s3mini.no_check)
     bench.things.update({"x/k": version_of(SAME_SIZE, entry_of(SAME_SIZE, "new")), "gone": None})
     record()
-    bench.store.keep = 3600
-    for version in bench.store.lost("", 0):
+    bench.store.versions.keep = 3600
+    for version in bench.store.versions.lost("", 0):
         with bench.operation({version.key: old[version.key]}) as store:
             store.bring_back(version)
 
@@ -262,7 +262,7 @@ def put_by_hand_and_counted(bench: Bench, record: Record) -> None:
 
     def record_with_quota() -> None:
         record()
-        bench.store.quota = 10**6
+        bench.store.quota.limit = 10**6
         bench.store.count()
 
     put_by_hand(bench, record_with_quota)

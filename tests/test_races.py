@@ -281,7 +281,7 @@ def test_a_bucket_that_is_removed_while_it_is_made_is_made(tmp_path: Path, meet:
         assert other.create(owner="other")
         other.destroy()
 
-    meet(s3mini.Store, "_lock_number", make_and_remove)
+    meet(s3mini.Locks, "number", make_and_remove)
 
     assert store.create(owner="me")
     assert "me" == (store.about() or {})["owner"]
@@ -343,7 +343,7 @@ def test_a_body_does_not_come_into_another_bucket_of_the_same_name(
 ) -> None:
     """It belongs to another key by now, and who sends the body may not write there."""
     mine, theirs = (s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False)) for _ in range(2))
-    monkeypatch.setattr(s3mini.Store, "_keeps_order", lambda store: is_ordered)
+    monkeypatch.setattr(s3mini.Files, "keeps_order", lambda store: is_ordered)
     mine.create(owner="me")
 
     class Slow(io.BytesIO):
@@ -414,7 +414,7 @@ def test_where_no_lock_can_be_made_writers_exclude_each_other_all_the_same(
     store.create()
     with monkeypatch.context() as full:
         full.setattr(s3mini, "touch", no_space)
-        first = store.lock("k")
+        first = store.locks.of_key("k")
         first.__enter__()
         second = Aside(lambda: put_object(other, "k", b"x", "new"))
         assert second.waits()
@@ -498,14 +498,14 @@ DOCUMENT = b"<Tagging><TagSet/></Tagging>"
 GONE: dict[str, tuple[Any, str, Callable[[Client], Reply]]] = {
     "put": (s3mini.Staged, "fill", lambda s3: s3.put("k", b"x")),
     "put in folders": (s3mini.Staged, "fill", lambda s3: s3.put("a/b", b"x")),
-    "put, its folders made": (s3mini.Store, "lock", lambda s3: s3.put("a/b", b"x")),
-    "put, about to begin": (s3mini.Store, "stage", lambda s3: s3.put("k", b"x")),
+    "put, its folders made": (s3mini.Locks, "of_key", lambda s3: s3.put("a/b", b"x")),
+    "put, about to begin": (s3mini.Files, "stage", lambda s3: s3.put("k", b"x")),
     "small put": (s3mini.Late, "fill", lambda s3: s3.put("a/b", b"x")),
     "delete": (s3mini.Store, "_delete_data", lambda s3: s3.delete("k")),
-    "create an upload": (s3mini.Store, "create_upload", upload),
-    "uploads": (s3mini.Store, "uploads", lambda s3: s3.get(uploads="")),
+    "create an upload": (s3mini.Uploads, "create", upload),
+    "uploads": (s3mini.Uploads, "all", lambda s3: s3.get(uploads="")),
     "tag the bucket": (s3mini.Store, "change_about", lambda s3: s3.put("", DOCUMENT, tagging="")),
-    "free space": (s3mini.Store, "check_free", lambda s3: s3.put("k", b"x")),
+    "free space": (s3mini.Quota, "check_free", lambda s3: s3.put("k", b"x")),
 }
 
 
@@ -515,8 +515,8 @@ def test_a_bucket_that_is_removed_meanwhile_is_404(
 ) -> None:
     owner, name, request = GONE[what]
     buckets = fake._server.app.buckets
-    monkeypatch.setattr(buckets.open("media"), "min_free", 1)
-    monkeypatch.setattr(buckets.open("media"), "_is_ordered", owner is s3mini.Late)
+    monkeypatch.setattr(buckets.open("media").quota, "min_free", 1)
+    monkeypatch.setattr(buckets.open("media").files, "_is_ordered", owner is s3mini.Late)
     removed = meet(owner, name, lambda: buckets.delete("media"))
     reply = request(s3)
 
@@ -530,13 +530,13 @@ def test_a_small_put_whose_files_a_starting_server_takes_for_dead_is_done_again(
 ) -> None:
     """They have no lock of their own, for as long as they are there."""
     store = fake._server.app.buckets.open("media")
-    monkeypatch.setattr(store, "_is_ordered", True)
+    monkeypatch.setattr(store.files, "_is_ordered", True)
     cleaned = meet(s3mini.Disk, "rename", store.clean)
     put(s3, "new", "a/b")
 
     assert [None] == cleaned
     assert (b"new", "x/new", "new") == seen(s3, "a/b")
-    assert [] == os.listdir(store.temp)
+    assert [] == os.listdir(store.files.temp)
 
 
 # -- many commits at once --------------------------------------------------------------------------
@@ -572,7 +572,7 @@ def test_commits_beyond_a_few_work_one_at_a_time(
     assert {1} == set(map(len, crowds))
     assert [f"{name} 4".encode() for name in "abcdefgh"] == [
         (tmp_path / "b" / "own" / name).read_bytes() for name in "abcdefgh"]
-    assert [] == os.listdir(store.temp)
+    assert [] == os.listdir(store.files.temp)
 
 
 def test_a_commit_that_has_to_hash_what_is_there_holds_up_no_other(
@@ -699,7 +699,7 @@ def test_a_delete_that_is_done_is_not_done_again(
     one's PUT, in between, was gone.
     """
     put(s3, "k")
-    real, taken = s3mini.Store._lock_number, []
+    real, taken = s3mini.Locks.number, []
 
     def lock(store: s3mini.Store, number: int) -> Any:
         taken.append(number)
@@ -707,7 +707,7 @@ def test_a_delete_that_is_done_is_not_done_again(
             raise s3mini.NotQuickError
         return real(store, number)
 
-    monkeypatch.setattr(s3mini.Store, "_lock_number", lock)
+    monkeypatch.setattr(s3mini.Locks, "number", lock)
     etag = s3.head("k").etag
     taken.clear()
     reply = s3.delete("k", {"if-match": f'"{etag}"'})
@@ -779,7 +779,7 @@ def begin(s3: Client, key: str = "m") -> tuple[str, bytes]:
 
 def test_a_complete_sent_again_while_the_first_runs_is_answered(s3: Client, meet: Meet) -> None:
     number, document = begin(s3)
-    first = meet(s3mini.Store, "complete_upload", lambda: s3.post("m", document, uploadId=number))
+    first = meet(s3mini.Uploads, "complete", lambda: s3.post("m", document, uploadId=number))
     second = s3.post("m", document, uploadId=number)
 
     assert [200, 200] == [first[0].status, second.status]
@@ -788,7 +788,7 @@ def test_a_complete_sent_again_while_the_first_runs_is_answered(s3: Client, meet
 
 def test_a_complete_after_an_abort_is_none(s3: Client, meet: Meet) -> None:
     number, document = begin(s3)
-    meet(s3mini.Store, "complete_upload", lambda: s3.delete("m", uploadId=number))
+    meet(s3mini.Uploads, "complete", lambda: s3.delete("m", uploadId=number))
 
     assert (404, "NoSuchUpload") == outcome(s3.post("m", document, uploadId=number))
 
@@ -802,7 +802,7 @@ def test_a_part_that_comes_too_late_leaves_no_lock_behind(tmp_path: Path) -> Non
     folder.mkdir()
     (folder / "lock").touch()
     with pytest.raises(s3mini.S3Error, match="upload does not exist"):
-        store.abort_upload(gone)
+        store.uploads.abort(gone)
 
     assert not folder.exists()
 
@@ -814,14 +814,14 @@ def test_without_flock_an_upload_does_not_wait_for_itself(
     monkeypatch.setattr(s3mini, "HAS_FLOCK", False)
     store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False))
     store.create()
-    number = zlib.crc32(store._upload_path("0" * 32).encode()) % s3mini.LOCKS
+    number = zlib.crc32(store.uploads.path("0" * 32).encode()) % s3mini.LOCKS
     key = next(k for k in map(str, itertools.count()) if zlib.crc32(k.encode()) % 256 == number)
     made = s3mini.Upload("0" * 32, key, 1_600_000_000, s3mini.Entry(0, "", "", 0))
-    store.create_upload(made)
-    store.put_part(made, 1, body_of(b"part"))
+    store.uploads.create(made)
+    store.uploads.put_part(made, 1, body_of(b"part"))
     entry = entry_of(b"part", "joined")
     arguments = (made, lambda parts: parts, lambda _: entry, s3mini.no_check)
-    thread = threading.Thread(target=store.complete_upload, args=arguments, daemon=True)
+    thread = threading.Thread(target=store.uploads.complete, args=arguments, daemon=True)
     thread.start()
     thread.join(20)
 

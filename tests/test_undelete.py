@@ -392,19 +392,20 @@ def test_the_quota_counts_a_version_that_came_back_once(tmp_path: Path) -> None:
     store.count()
 
     def check() -> None:
-        with store._usage() as fd:
+        with store.quota.usage() as fd:
             assert store.held() == s3mini.read_number(fd)
 
     for data in (b"first", b"the second", b"3"):
         put(store, "a", data, "name")
-    for version in [*store.lost("", 0), *store.versions(), *store.lost("", 0)]:
+    known = store.versions
+    for version in [*known.lost("", 0), *known.since(), *known.lost("", 0)]:
         store.bring_back(version)
         check()
     store.rename("a", "b", s3mini.no_check, s3mini.no_check)
     check()
     store.delete("b", s3mini.no_check)
     check()
-    store.prune_versions(time.time() + 10)
+    store.versions.prune(time.time() + 10)
     check()
     assert 0 == store.held()
 
@@ -487,7 +488,7 @@ def test_a_day_that_another_process_tidied_away_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = keeping(tmp_path)
-    real, gone = s3mini.Store._write_file, []
+    real, gone = s3mini.Files.write, []
 
     def write(self: s3mini.Store, folder: s3mini.Folder, *arguments: Any, **named: Any) -> None:
         if not gone:
@@ -495,10 +496,10 @@ def test_a_day_that_another_process_tidied_away_is_made_anew(
             os.rmdir(folder.path)
         real(self, folder, *arguments, **named)
 
-    monkeypatch.setattr(s3mini.Store, "_write_file", write)
+    monkeypatch.setattr(s3mini.Files, "write", write)
     store.delete("k", s3mini.no_check)
 
-    assert ["k"] == [version.key for version in store.versions()]
+    assert ["k"] == [version.key for version in store.versions.since()]
 
 
 def test_a_room_without_its_folders_keeps_the_version(tmp_path: Path) -> None:
@@ -507,7 +508,7 @@ def test_a_room_without_its_folders_keeps_the_version(tmp_path: Path) -> None:
     os.rmdir(tmp_path / "b/.s3mini/tmp")
     store.delete("k", s3mini.no_check)
 
-    assert ["k"] == [version.key for version in store.versions()]
+    assert ["k"] == [version.key for version in store.versions.since()]
 
 
 def test_who_tidies_meets_days_that_are_gone(
@@ -515,11 +516,11 @@ def test_who_tidies_meets_days_that_are_gone(
 ) -> None:
     store = keeping(tmp_path)
     store.delete("k", s3mini.no_check)
-    day = store._days()[0]
-    monkeypatch.setattr(s3mini.Store, "_days", lambda *_: ["2001-01-01", day])
-    store.prune_versions(time.time() + 1)
+    day = store.versions.days()[0]
+    monkeypatch.setattr(s3mini.Versions, "days", lambda *_: ["2001-01-01", day])
+    store.versions.prune(time.time() + 1)
 
-    assert [] == list(store.versions())
+    assert [] == list(store.versions.since())
 
 
 def test_a_stray_file_among_the_versions_does_no_harm(serve: Serve) -> None:
