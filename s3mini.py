@@ -9202,7 +9202,17 @@ class Stream:
 @functools.lru_cache(64)
 def timeval(seconds: float) -> bytes:
     """A C struct timeval."""
-    return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+    return struct.pack(timeval_format(), int(seconds), int(seconds % 1 * 1_000_000))
+
+
+@functools.lru_cache(1)
+def timeval_format() -> str:
+    """As large as the kernel's: where a C long has 32 bits its times may have 64. [Debian 13's
+    armhf, OpenWrt: what is smaller is EINVAL]
+    """
+    with socket.socket() as probe:
+        size = len(probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 32))
+    return "qq" if size == 16 else "ll"
 
 
 # Addresses that may be a proxy's: of this machine, of private networks (Docker's too), link-local.

@@ -5,11 +5,18 @@ It is no Windows: names, sharing and links differ there. It shows that no call i
 
 from __future__ import annotations
 
+import socket
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+
+import s3mini
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,3 +78,29 @@ def test_the_fake_runs_without_what_the_system_lacks(system: str) -> None:
     )  # fmt: skip
 
     assert (0, "QuotaExceeded\ndone\n") == (done.returncode, done.stdout), done.stderr
+
+
+@pytest.fixture
+def short_longs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A C long of 32 bits, as on 32-bit systems whose kernel has times of 64 all the same."""
+
+    def pack(form: str, *values: Any) -> bytes:
+        return struct.pack(form.replace("l", "i"), *values)
+
+    monkeypatch.setattr(s3mini, "struct", SimpleNamespace(pack=pack))
+    s3mini.timeval.cache_clear()
+    yield
+    s3mini.timeval.cache_clear()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's timeouts are Linux's")
+def test_a_wait_ends_in_time_where_a_long_is_shorter_than_the_kernels_times(
+    short_longs: None,
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        stream = s3mini.Stream(ours)
+        stream.timeout(0.01)
+        with pytest.raises(s3mini.S3Error) as why:
+            stream.read(1)
+    assert "RequestTimeout" == why.value.code
