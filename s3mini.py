@@ -6939,21 +6939,35 @@ def parse_metadata(headers: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+NOT_IN_TAGS = re.compile(r"[^\w\s+\-=.:/@]")  # neither in a key nor in a value
+
+
 def check_tags(pairs: list[tuple[str, str]], limit: int = MAX_TAGS) -> dict[str, str]:
     """Raises InvalidTag, BadRequest. [AWS: object tagging]"""
     if len(pairs) > limit:
         raise S3Error("BadRequest", f"Tags cannot be greater than {limit}")
+    found: dict[str, str] = {}
     for name, value in pairs:
         if name.lower().startswith("aws:"):
-            raise S3Error("InvalidTag", "System tags cannot be added/updated by requester")
-        if not 1 <= len(name) <= 128 or re.search(r"[^\w\s+\-=.:/@]", name):
+            raise S3Error("InvalidTag", "System tags cannot be added/updated by requester",
+                          TagKey=name)
+        if not 1 <= len(name) <= 128 or NOT_IN_TAGS.search(name):
             raise S3Error("InvalidTag", "The TagKey you have provided is invalid", TagKey=name)
-        if len(value) > 256 or re.search(r"[^\w\s+\-=.:/@]", value):
+        if len(value) > 256 or NOT_IN_TAGS.search(value):
             raise S3Error("InvalidTag", "The TagValue you have provided is invalid", TagKey=name,
                           TagValue=value)
-    if len(dict(pairs)) < len(pairs):
-        raise S3Error("InvalidTag", "Cannot provide multiple Tags with the same key")
-    return dict(pairs)
+        if name in found:
+            raise S3Error("InvalidTag", "Cannot provide multiple Tags with the same key",
+                          TagKey=name)
+        found[name] = value
+    return found
+
+
+def parse_tags(nodes: list[Node], limit: int = MAX_TAGS) -> dict[str, str]:
+    """The Tag elements of a document. Raises MalformedXML, InvalidTag, BadRequest."""
+    if any(node.find("Key") is None or node.find("Value") is None for node in nodes):
+        raise S3Error("MalformedXML", "A Tag has a Key and a Value.")
+    return check_tags([(node.get("Key"), node.get("Value")) for node in nodes], limit)
 
 
 def parse_tagging_header(text: str) -> dict[str, str]:
@@ -6963,7 +6977,8 @@ def parse_tagging_header(text: str) -> dict[str, str]:
         pairs = [(decode_escapes(n, plus=True), decode_escapes(v, plus=True)) for n, _, v in pieces]
     except S3Error:
         pairs = []
-    if len({name for name, _ in pairs}) < len(pieces):
+    if len({name for name, _ in pairs}) < len(pieces) or any(
+            NOT_IN_TAGS.search(text) for pair in pairs for text in pair):
         raise S3Error("InvalidArgument", "The header 'x-amz-tagging' shall be encoded as UTF-8 "
                       "then URLEncoded URL query parameters without tag name duplicates.",
                       ArgumentName="x-amz-tagging", ArgumentValue=text)
@@ -8093,8 +8108,8 @@ def parse_bucket_configuration(data: bytes) -> dict[str, str]:
     root = parse_xml(data, "CreateBucketConfiguration")
     if root.all("Location") or root.all("Bucket"):
         raise S3Error("NotImplemented", "Directory buckets are not done here.")
-    nodes = [node for group in root.all("Tags") for node in group.all("Tag")]
-    return check_tags([(node.get("Key"), node.get("Value")) for node in nodes], MAX_BUCKET_TAGS)
+    return parse_tags([node for group in root.all("Tags") for node in group.all("Tag")],
+                      MAX_BUCKET_TAGS)
 
 
 def check_bucket_acl(acl: str, section: Optional[Section]) -> None:
@@ -8176,12 +8191,12 @@ def tagging_response(tags: Mapping[str, str]) -> Response:
 
 
 def parse_tagging(data: bytes, limit: int = MAX_TAGS) -> dict[str, str]:
-    """A Tagging document. Raises MalformedXML, InvalidTag, BadRequest."""
-    groups = parse_xml(data, "Tagging").all("TagSet")
-    if len(groups) != 1:
+    """A Tagging document; an empty one is no tags. Raises MalformedXML, InvalidTag, BadRequest."""
+    root = parse_xml(data, "Tagging")
+    groups = root.all("TagSet")
+    if root.children and len(groups) != 1:
         raise S3Error("MalformedXML", "A Tagging has one TagSet.")
-    nodes = groups[0].all("Tag")
-    return check_tags([(node.get("Key"), node.get("Value")) for node in nodes], limit)
+    return parse_tags([node for group in groups for node in group.all("Tag")], limit)
 
 
 def put_object_tagging(req: Request) -> Response:

@@ -67,6 +67,8 @@ def test_a_bucket_is_made_with_its_tags(world: Server) -> None:
     tag = "<Tag><Key>team</Key><Value>x</Value></Tag>"
     bad = s3.put("", configuration("<Tags><Tag><Key></Key><Value>x</Value></Tag></Tags>"))
     assert ((400, "InvalidTag"), 404) == (outcome(bad), s3.head().status)
+    bad = s3.put("", configuration("<Tags><Tag><Key>team</Key></Tag></Tags>"))
+    assert ((400, "MalformedXML"), 404) == (outcome(bad), s3.head().status)
 
     assert 200 == s3.put("", configuration(f"<Tags>{tag}</Tags>")).status
     assert ["team"] == s3.get(query="tagging").elements("Key")

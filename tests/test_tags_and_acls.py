@@ -159,7 +159,9 @@ def test_tags_have_limits(s3: Client, pairs: tuple[tuple[str, str], ...], code: 
         ("a=%ff", "InvalidArgument"),
         ("=1", "InvalidTag"),
         ("a=1&a=2", "InvalidArgument"),
-        ("a=b;c", "InvalidTag"),
+        ("a=b;c", "InvalidArgument"),  # of the header's form; in a document it is the tag's
+        ("key1=val1,key2=val2", "InvalidArgument"),
+        ("aws:a=1", "InvalidTag"),
         ("&".join(f"t{n}=1" for n in range(11)), "BadRequest"),
     ],
 )
@@ -170,15 +172,39 @@ def test_a_header_that_makes_no_sense_stores_nothing(s3: Client, text: str, code
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"<Tagging/>", b"<Tagging><TagSet>", b"<Other/>", b"a=1",
+    [b"", b"<Tagging><TagSet>", b"<Other/>", b"a=1",
+     b"<Tagging><Tag><Key>a</Key><Value>1</Value></Tag></Tagging>",
+     b"<Tagging><TagSet/><TagSet/></Tagging>",
      b"<Tagging><TagSet><Tag><Value>1</Value></Tag></TagSet></Tagging>",
+     b"<Tagging><TagSet><Tag><Key>a</Key></Tag></TagSet></Tagging>",
      b"<!DOCTYPE x [<!ENTITY a 'b'>]><Tagging><TagSet/></Tagging>"],
 )  # fmt: skip
 def test_a_document_that_makes_no_sense_changes_nothing(s3: Client, body: bytes) -> None:
     s3.put("k", b"x", {"x-amz-tagging": "old=1"})
 
-    assert s3.put("k", body, query="tagging").error in ("MalformedXML", "InvalidTag")
+    assert (400, "MalformedXML") == outcome(s3.put("k", body, query="tagging"))
     assert {"old": "1"} == tags_of(s3, "k")
+
+
+def test_a_document_without_a_tag_set_is_no_tags(s3: Client) -> None:
+    s3.put("k", b"x", {"x-amz-tagging": "old=1"})
+    s3.put("", tagging(("old", "1")), query="tagging")
+
+    assert 200 == s3.put("k", b"<Tagging/>", query="tagging").status
+    assert {} == tags_of(s3, "k")
+    assert 204 == s3.put("", b"<Tagging/>", query="tagging").status
+    assert (404, "NoSuchTagSet") == outcome(s3.get(query="tagging"))
+
+
+@pytest.mark.parametrize(
+    "pairs", [(("a", "1"), ("a", "2")), (("aws:a", "1"),), (("a,", "1"),), (("a", "1,2"),)]
+)
+def test_a_refused_tag_is_named(s3: Client, pairs: tuple[tuple[str, str], ...]) -> None:
+    s3.put("k", b"x")
+
+    for key in ("k", ""):
+        reply = s3.put(key, tagging(*pairs), query="tagging")
+        assert ("InvalidTag", pairs[-1][0]) == (reply.error, reply.element("TagKey"))
 
 
 def test_an_upload_in_parts_has_the_tags_of_its_start(s3: Client) -> None:
