@@ -245,6 +245,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "NoSuchVersion": (404, "The specified version does not exist."),
     "MethodNotAllowed": (405, "The specified method is not allowed against this resource."),
     "BucketAlreadyExists": (409, "The requested bucket name is not available."),
+    "BucketAlreadyOwnedByYou": (409, "You have this bucket already; its tags stay as they are."),
     "BucketNotEmpty": (409, "The bucket you tried to delete is not empty"),
     "OperationAborted": (409, "A conflicting operation is in progress. Please try again."),
     "MissingContentLength": (411, "You must provide the Content-Length HTTP header."),
@@ -8079,8 +8080,9 @@ def get_bucket_location(req: Request) -> Response:
 def create_bucket(req: Request) -> Response:
     """CreateBucket, for keys of pattern sections; one's own existing bucket is a success. [AWS]
 
-    Raises InvalidBucketName, BucketAlreadyExists, AccessDenied, MalformedXML, NotImplemented,
-    InvalidTag, AccessControlListNotSupported.
+    But not with tags, which it would not get. Raises InvalidBucketName, BucketAlreadyExists,
+    BucketAlreadyOwnedByYou, AccessDenied, MalformedXML, NotImplemented, InvalidTag,
+    AccessControlListNotSupported.
     """
     data = req.document() if req.head.has_body else b""
     tags = parse_bucket_configuration(data) if data.strip() else {}
@@ -8099,7 +8101,8 @@ def create_bucket(req: Request) -> Response:
         raise S3Error("InvalidArgument", f"Invalid x-amz-object-ownership header: {ownership}")
     if ownership != "BucketOwnerEnforced" and not (section and section.acl):
         raise S3Error("NotImplemented", "ACLs are allowed in buckets.ini: acl = yes.")
-    req.buckets.create(req.bucket, req.access_key, tags)
+    if not req.buckets.create(req.bucket, req.access_key, tags) and tags:
+        raise S3Error("BucketAlreadyOwnedByYou", BucketName=req.bucket)
     return Response(200, {"location": f"/{req.bucket}", "content-length": "0"})
 
 

@@ -74,6 +74,11 @@ def test_a_bucket_is_made_with_its_tags(world: Server) -> None:
     assert ["team"] == s3.get(query="tagging").elements("Key")
     assert 200 == s3.put("", configuration("<Tags></Tags>")).status  # it is there: as it is
     assert ["team"] == s3.get(query="tagging").elements("Key")
+    for again in (tag, tag.replace("team", "other")):  # tags that it would not get
+        refused = s3.put("", configuration(f"<Tags>{again}</Tags>"))
+        assert (409, "BucketAlreadyOwnedByYou") == outcome(refused)
+        assert s3.bucket == refused.element("BucketName")
+    assert ["team"] == s3.get(query="tagging").elements("Key")
     region = "<LocationConstraint>eu-west-1</LocationConstraint>"
     elsewhere = world.client("test-key", bucket="test-in-eu")
     assert 200 == elsewhere.put("", configuration(region)).status
