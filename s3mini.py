@@ -6879,7 +6879,7 @@ def check_refused_headers(headers: Mapping[str, str]) -> None:
             raise S3Error("NotImplemented", f"{name} is not done here.", Header=name)
         if name == "x-amz-bypass-governance-retention":
             raise S3Error("InvalidArgument", f"{name} is only applicable to Object Lock enabled "
-                          "buckets.")
+                          "buckets.", ArgumentName=name)
         if name in OWNER_HEADERS and value != OWNER[0][1]:
             raise S3Error("AccessDenied", f"{name}: every bucket here belongs to {OWNER[0][1]}.")
         if name == "x-amz-storage-class" and value not in STORAGE_CLASSES:
@@ -7540,7 +7540,7 @@ class Asked(NamedTuple):
 def parse_asked(req: Request, limit: str = "max-keys", low: int = 0) -> Asked:
     """`limit` is the name of the parameter. Raises InvalidArgument."""
     encoding = req.query.get("encoding-type", "")
-    if encoding not in ("", "url"):
+    if encoding != "url" and "encoding-type" in req.query:
         raise S3Error("InvalidArgument", "Invalid Encoding Method specified in Request",
                       ArgumentName="encoding-type", ArgumentValue=encoding)
     return Asked(req.query.get("prefix", ""), req.query.get("delimiter", ""),
@@ -7608,7 +7608,8 @@ def check_version_marker(version_id: str, key: str) -> None:
     """Raises InvalidArgument. [AWS's answers in versitygw #2174, #1811]"""
     if version_id and not key:
         raise S3Error("InvalidArgument",
-                      "A version-id marker cannot be specified without a key marker.")
+                      "A version-id marker cannot be specified without a key marker.",
+                      ArgumentName="version-id-marker", ArgumentValue=version_id)
     if version_id not in ("", "null") and not VERSION_ID.fullmatch(version_id):
         raise S3Error("InvalidArgument", "Invalid version id specified",
                       ArgumentName="version-id-marker", ArgumentValue=version_id)
@@ -8098,7 +8099,8 @@ def create_bucket(req: Request) -> Response:
     check_bucket_acl(req.headers.get("x-amz-acl", "private"), section)
     ownership = req.headers.get("x-amz-object-ownership", "BucketOwnerEnforced")
     if ownership not in ("BucketOwnerEnforced", "BucketOwnerPreferred", "ObjectWriter"):
-        raise S3Error("InvalidArgument", f"Invalid x-amz-object-ownership header: {ownership}")
+        raise S3Error("InvalidArgument", f"Invalid x-amz-object-ownership header: {ownership}",
+                      ArgumentName="x-amz-object-ownership")
     if ownership != "BucketOwnerEnforced" and not (section and section.acl):
         raise S3Error("NotImplemented", "ACLs are allowed in buckets.ini: acl = yes.")
     if not req.buckets.create(req.bucket, req.access_key, tags) and tags:

@@ -356,6 +356,7 @@ def test_an_ownership_that_there_is_not_is_an_invalid_argument(world: Server) ->
         "", b"", {"x-amz-object-ownership": "Foo"})
 
     assert (400, "InvalidArgument") == (refused.status, refused.error)
+    assert "x-amz-object-ownership" == refused.element("ArgumentName")
 
 
 @pytest.mark.parametrize("which", ["root", "folder"])
@@ -579,7 +580,11 @@ def test_versions_are_listed_as_the_only_ones(s3: Client) -> None:
     "query", [{"version_id_marker": "null"}, {"key_marker": "a", "version_id_marker": "no id"}]
 )
 def test_a_version_marker_that_makes_no_sense_is_refused(s3: Client, query: dict[str, str]) -> None:
-    assert (400, "InvalidArgument") == outcome(s3.get(versions="", **query))
+    reply = s3.get(versions="", **query)
+
+    assert (400, "InvalidArgument") == outcome(reply)
+    assert ("version-id-marker", query["version_id_marker"]) == (
+        reply.element("ArgumentName"), reply.element("ArgumentValue"))
 
 
 # -- habits ----------------------------------------------------------------------------------------

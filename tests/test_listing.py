@@ -322,8 +322,14 @@ def test_names_are_escaped_when_they_are_not_encoded(s3: Client) -> None:
     assert sorted(keys) == keys_of(s3)
 
 
-def test_another_encoding_is_refused(s3: Client) -> None:
-    assert "InvalidArgument" == s3.get(list_type=2, encoding_type="base64").error
+@pytest.mark.parametrize("listing", ["prefix", "list-type=2", "versions", "uploads"])
+def test_another_encoding_is_refused(s3: Client, listing: str) -> None:
+    for value in ("base64", "URL", ""):
+        reply = s3.get(query=f"{listing}&encoding-type={value}")
+        assert (400, "InvalidArgument") == (reply.status, reply.error)
+        assert ("encoding-type", value) == (
+            reply.element("ArgumentName"), reply.element("ArgumentValue"))
+    assert 200 == s3.get(query=f"{listing}&encoding-type=url").status
 
 
 @pytest.mark.parametrize("value", ["1", "3", "", "two"])

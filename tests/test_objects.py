@@ -1331,6 +1331,7 @@ def test_there_is_no_governance_to_bypass(s3: Client, value: str) -> None:
     refused = s3.delete("k", {"x-amz-bypass-governance-retention": value})
 
     assert (400, "InvalidArgument") == (refused.status, refused.error)
+    assert "x-amz-bypass-governance-retention" == refused.element("ArgumentName")
     assert 200 == s3.head("k").status
 
 
