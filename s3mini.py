@@ -8032,10 +8032,10 @@ def list_multipart_uploads(req: Request) -> Response:
     return xml_response("ListMultipartUploadsResult", [
         ("Bucket", req.bucket), ("KeyMarker", asked.name(marker)),
         ("UploadIdMarker", id_marker if marker else ""),
-        ("NextKeyMarker", asked.name(last[0]) if more else None),
-        ("NextUploadIdMarker", last[1] if more else None), ("Prefix", asked.name(asked.prefix)),
-        ("Delimiter", asked.name(asked.delimiter) or None), ("MaxUploads", asked.limit),
-        ("EncodingType", asked.encoding or None), ("IsTruncated", more), *rows.values()])
+        ("NextKeyMarker", asked.name(last[0])), ("NextUploadIdMarker", last[1]),
+        ("Prefix", asked.name(asked.prefix)), ("Delimiter", asked.name(asked.delimiter) or None),
+        ("MaxUploads", asked.limit), ("EncodingType", asked.encoding or None),
+        ("IsTruncated", more), *rows.values()])
 
 
 def upload_elements(upload: Upload, name: str) -> Children:
@@ -8180,7 +8180,7 @@ def part_elements(req: Request, entry: Entry) -> Children:
     rows = [[("PartNumber", n), ("Size", int(p.split()[0])),
              *[(f"Checksum{algorithm}", c) for c in p.split()[2:]]] for n, p in page]
     return [("PartsCount", len(entry.parts)), ("PartNumberMarker", first),
-            ("NextPartNumberMarker", page[-1][0] if page else first),
+            ("NextPartNumberMarker", page[-1][0] if page else 0),
             ("MaxParts", min(int(limit), MAX_KEYS)), ("IsTruncated", more),
             *[("Part", row) for row in rows if algorithm]]
 

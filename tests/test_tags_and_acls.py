@@ -626,6 +626,8 @@ def test_parts_are_told_page_by_page(s3: Client, boto: Any) -> None:
     )
     assert (2, 3, True) == (first["MaxParts"], first["TotalPartsCount"], first["IsTruncated"])
     assert rows == first["Parts"] + rest["ObjectParts"]["Parts"]
+    none = boto.get_object_attributes(**ask, PartNumberMarker=10)["ObjectParts"]
+    assert (10, 0) == (none["PartNumberMarker"], none["NextPartNumberMarker"])
     assert not rest["ObjectParts"]["IsTruncated"]
 
 
