@@ -8743,15 +8743,14 @@ def cors_headers(rules: list[CorsRule], head: Head) -> dict[str, str]:
     if not rule:
         return {}
     is_open = "*" in rule.origins
-    found = {"access-control-allow-origin": "*" if is_open else origin}
+    found = {"access-control-allow-origin": "*" if is_open else origin,
+             "access-control-allow-methods": ", ".join(rule.methods)}
     if not is_open:
         found["access-control-allow-credentials"] = "true"
-    if head.method == "OPTIONS":
-        found["access-control-allow-methods"] = ", ".join(rule.methods)
-        if rule.max_age is not None:
-            found["access-control-max-age"] = str(rule.max_age)
-        if names:
-            found["access-control-allow-headers"] = ", ".join(names)
+    if rule.max_age is not None:
+        found["access-control-max-age"] = str(rule.max_age)
+    if names:
+        found["access-control-allow-headers"] = ", ".join(names)
     if rule.expose:
         found["access-control-expose-headers"] = ", ".join(rule.expose)
     return found
@@ -8949,7 +8948,7 @@ class App:
         """Who, what, whether they may, and then the operation. Raises S3Error, OSError."""
         head, bucket = call.head, answer.bucket
         if head.method == "OPTIONS":
-            return self.preflight(answer, head)
+            return self.preflight(answer, head, key)
         section, missing = None, None
         try:
             section = self.buckets.find(bucket)
@@ -8987,7 +8986,7 @@ class App:
         answer.troubles = req.troubles
         return response
 
-    def preflight(self, answer: Answer, head: Head) -> Response:
+    def preflight(self, answer: Answer, head: Head, key: str) -> Response:
         """A browser's question before a request to another origin; it carries no signature.
 
         Raises BadRequest, AccessForbidden.
@@ -9000,7 +8999,9 @@ class App:
         answer.rules = cors_rules(section, store.about())
         if not cors_headers(answer.rules, head):
             raise S3Error("AccessForbidden", "CORSResponse: This CORS request is not allowed. Set "
-                          "cors = in buckets.ini for it.")
+                          "cors = in buckets.ini for it.",
+                          Method=head.headers["access-control-request-method"],
+                          ResourceType="OBJECT" if key and answer.rules else "BUCKET")
         return Response(200, {"content-length": "0"})
 
 

@@ -141,6 +141,17 @@ def test_a_refused_preflight_says_why(world: Server) -> None:
     assert {} == cors_of(reply)
 
 
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/media/k", "OBJECT"), ("/media", "BUCKET"), ("/other/k", "BUCKET")]
+)
+def test_a_refused_preflight_says_of_what(world: Server, path: str, kind: str) -> None:
+    """Where there are no rules AWS speaks of the bucket, also when an object was asked for."""
+    reply = preflight(world, path, "https://evil.org", "DELETE")
+
+    assert (403, "DELETE", kind) == (
+        reply.status, reply.element("Method"), reply.element("ResourceType"))
+
+
 @pytest.mark.parametrize("missing", ["origin", "access-control-request-method"])
 def test_options_that_is_no_preflight_is_400(world: Server, missing: str) -> None:
     headers = {"origin": APP, "access-control-request-method": "GET"}
@@ -186,6 +197,14 @@ def test_every_answer_to_a_page_has_the_headers(world: Server, media: Client) ->
     for name, (status, reply) in answers.items():
         assert (name, status, APP) == (name, reply.status, cors_of(reply).get("allow-origin"))
         assert vary(reply) >= {"origin"}, name
+
+
+def test_an_answer_to_a_page_says_what_its_preflight_says(world: Server, media: Client) -> None:
+    """AWS sends all of it, and whoever looks with `curl -H Origin:` looks for it."""
+    put, asked = media.put("k", b"x", {"origin": APP}), cors_of(preflight(world, "/media/k"))
+
+    assert asked == cors_of(put) == cors_of(media.get("k", {"origin": APP}))
+    assert {"allow-origin", "allow-methods", "allow-credentials", "max-age"} <= set(asked)
 
 
 def test_a_page_can_read_why_its_signature_is_refused(world: Server, media: Client) -> None:
