@@ -8281,10 +8281,10 @@ def requested_acl(req: Request) -> str:
         if not name or not permission:
             raise S3Error("MalformedACLError", "A Grant has one Grantee and one Permission.")
         found.add((name, permission))
-    found -= {(OWNER[0][1], "FULL_CONTROL")}
-    if found - {(ALL_USERS, "READ")}:
+    mine, everybodys = (OWNER[0][1], "FULL_CONTROL"), (ALL_USERS, "READ")
+    if mine not in found or found - {mine, everybodys}:  # the owner's rights are not taken away
         raise S3Error("AccessControlListNotSupported")
-    return "public-read" if found else "private"
+    return "public-read" if everybodys in found else "private"
 
 
 def get_bucket_acl(req: Request) -> Response:

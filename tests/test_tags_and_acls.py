@@ -447,6 +447,7 @@ def test_public_read_changes_nothing_where_all_is_public(world: Server) -> None:
         ({}, policy(MINE.replace("FULL_CONTROL", "")), 400, "MalformedACLError"),
         ({}, policy(EVERYBODYS.replace("READ", "WRITE")), 400, "AccessControlListNotSupported"),
         ({}, policy(EVERYBODYS.replace("AllUsers", "Some")), 400, "AccessControlListNotSupported"),
+        ({}, policy(EVERYBODYS), 400, "AccessControlListNotSupported"),
     ],
 )
 def test_an_acl_that_makes_no_sense_is_refused(
@@ -456,6 +457,14 @@ def test_an_acl_that_makes_no_sense_is_refused(
 
     assert (status, code) == outcome(media.put("k", body, headers, query="acl"))
     assert not is_open(media, "k")
+
+
+@pytest.mark.parametrize("key", ["", "k"])
+def test_an_acl_does_not_take_the_owners_own_rights(media: Client, key: str) -> None:
+    media.put("k", b"x")
+
+    assert (400, "AccessControlListNotSupported") == outcome(media.put(key, policy(), query="acl"))
+    assert 200 == media.put(key, policy(MINE), query="acl").status
 
 
 def test_who_may_neither_read_nor_list_learns_nothing(world: Server, media: Client) -> None:
