@@ -8374,8 +8374,8 @@ def form_reply(req: Request, origin: str, fields: Mapping[str, str], entry: Entr
     headers = {"etag": etag, "location": location, "content-length": "0"}
     target = fields.get("success_action_redirect") or fields.get("redirect", "")
     if re.fullmatch(r"https?://[!-~]+", target):
-        pairs = canonical_query([("bucket", req.bucket), ("etag", etag), ("key", req.key)])
         joined = "&" if "?" in target else "?"
+        pairs = f"bucket={req.bucket}&key={quote(req.key, safe='-._~')}&etag={quote(etag)}"
         return Response(303, {**headers, "location": f"{target}{joined}{pairs}"})
     if fields.get("success_action_status") == "201":
         reply = xml_response("PostResponse", [("Location", location), ("Bucket", req.bucket),

@@ -323,12 +323,12 @@ def test_201_comes_with_a_document(server: Server, bucket: str) -> None:
 @pytest.mark.parametrize("name", ["success_action_redirect", "redirect"])
 def test_success_may_lead_elsewhere(server: Server, form: Form, name: str) -> None:
     target = "https://app.example.com/done?x=1"
-    fields = {"key": "k", name: target, "success_action_status": "200"}
-    conditions = ({"key": "k"}, {name: target}, {"success_action_status": "200"})
+    fields = {"key": "a/b&c", name: target, "success_action_status": "200"}
+    conditions = ({"key": "a/b&c"}, {name: target}, {"success_action_status": "200"})
     reply = submit(server, replace(form, fields=fields, conditions=conditions))
     etag = hashlib.md5(b"content").hexdigest()
 
-    query = f"&bucket={form.bucket}&etag=%22{etag}%22&key=k"
+    query = f"&bucket={form.bucket}&key=a%2Fb%26c&etag=%22{etag}%22"
     assert (303, target + query) == (reply.status, reply.headers["location"])
 
 
