@@ -194,6 +194,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "InvalidBucketName": (400, "The specified bucket is not valid."),
     "InvalidChunkSizeError": (400, "Only the last chunk may have less than 8192 bytes."),
     "InvalidDigest": (400, "The Content-MD5 you specified is not valid."),
+    "InvalidLocationConstraint": (400, "The specified location-constraint is not valid"),
     "InvalidPart": (400, "One or more of the specified parts could not be found or do not match."),
     "InvalidPartOrder": (400, "The list of parts was not in ascending order."),
     "InvalidPolicyDocument": (400, "The content of the form does not meet the policy's form."),
@@ -1245,8 +1246,8 @@ def element(tag: str, value: object) -> str:
     return f"<{tag}>{inner}</{tag.partition(' ')[0]}>"
 
 
-def xml_response(root: str, children: Children, status: int = 200) -> Response:
-    document = XML_HEAD + element(f'{root} xmlns="{XMLNS}"', children)
+def xml_response(root: str, content: Union[Children, str], status: int = 200) -> Response:
+    document = XML_HEAD + element(f'{root} xmlns="{XMLNS}"', content)
     return document_response(status, document.encode())
 
 
@@ -4292,6 +4293,7 @@ def parse_about(data: bytes) -> dict[str, Any]:
         if (isinstance(value, dict) and isinstance(value.get("created"), int)
                 and 0 <= value["created"] < 2**40
                 and isinstance(value.get("tags", {}), dict)
+                and isinstance(value.get("region", ""), str)
                 and isinstance(value.get("cors", []), list)):
             return value
     return {}
@@ -4783,7 +4785,7 @@ class Store:
         self.locks.make_maker()
 
     def about(self) -> Optional[dict[str, Any]]:
-        """bucket.json: created, id, owner, cors, tags; None when there is no such bucket.
+        """bucket.json: created, id, owner, region, cors, tags; None when there is no such bucket.
 
         {} where it is damaged: then nobody's but buckets.ini's keys open it.
         """
@@ -6801,8 +6803,8 @@ class Buckets:
             return NO_GRANTS
         return union_of_modes(self.config.patterns_of(access_key, name), access_key)
 
-    def visible(self, access_key: str) -> list[tuple[str, float]]:
-        """(name, created) of the buckets that a key may use.
+    def visible(self, access_key: str) -> list[tuple[str, Mapping[str, Any]]]:
+        """(name, what bucket.json says) of the buckets that a key may use.
 
         Raises OSError where none of those is there that buckets.ini declares: the data folder's
         disk went away, and who mirrors all would delete what was made through the API.
@@ -6811,14 +6813,14 @@ class Buckets:
         if ours and not any(os.path.lexists(f"{room}/bucket.json") for room in ours):
             raise OSError(errno.ENOENT, "no bucket is there; was its disk unmounted?",
                           self.config.data)
-        found = []
+        found: list[tuple[str, Mapping[str, Any]]] = []
         for name in self.names():
             with contextlib.suppress(S3Error):  # deleted just now
                 if self.grants(name, access_key):  # first: another's may be on a broken disk
-                    found.append((name, (self.open(name).about() or {}).get("created", 0)))
+                    found.append((name, self.open(name).about() or {}))
         return found
 
-    def create(self, name: str, access_key: str, tags: Mapping[str, str] = NONE) -> bool:
+    def create(self, name: str, access_key: str, about: Mapping[str, object] = NONE) -> bool:
         """Make a bucket of the key's own; False when it has it already, as it is.
 
         Raises InvalidBucketName, BucketAlreadyExists, AccessDenied, NoSuchBucket.
@@ -6835,8 +6837,7 @@ class Buckets:
         if not any("configure" in MODES[s.mode] for s in patterns):
             raise S3Error("AccessDenied",
                           "No section of buckets.ini lets this key make the bucket.")
-        about = {"owner": access_key, **({"tags": tags} if tags else {})}
-        if self.store(name, patterns[0]).create(**about):
+        if self.store(name, patterns[0]).create(owner=access_key, **about):
             return True
         if not self.grants(name, access_key):  # another key made it just now
             raise S3Error("BucketAlreadyExists", BucketName=name)
@@ -8048,7 +8049,12 @@ def upload_elements(upload: Upload, name: str) -> Children:
 # -- buckets -------------------------------------------------------------------------------------
 
 
-REGION = "us-east-1"  # of every bucket, though any is accepted
+REGION = "us-east-1"  # of a bucket that was made in no other; in a signature any is accepted
+
+
+def region_of(about: Optional[Mapping[str, Any]]) -> str:
+    """Where a bucket was made, as bucket.json says it."""
+    return str((about or {}).get("region", REGION))
 
 
 def list_buckets(req: Request) -> Response:
@@ -8059,9 +8065,9 @@ def list_buckets(req: Request) -> Response:
     found = [b for b in req.buckets.visible(req.access_key)
              if b[0].startswith(prefix) and b[0] > after]
     page = found[:limit]
-    region = REGION if req.query else None
-    rows = [("Bucket", [("Name", n), ("CreationDate", render_iso_date(t)),
-                        ("BucketRegion", region)]) for n, t in page]
+    rows = [("Bucket", [("Name", n), ("CreationDate", render_iso_date(about.get("created", 0))),
+                        ("BucketRegion", region_of(about) if req.query else None)])
+            for n, about in page]
     return xml_response("ListAllMyBucketsResult", [
         ("Owner", OWNER), ("Buckets", rows),
         ("ContinuationToken", encode_token(page[-1][0]) if len(found) > limit else None),
@@ -8070,12 +8076,14 @@ def list_buckets(req: Request) -> Response:
 
 def head_bucket(req: Request) -> Response:
     """HeadBucket: whether the bucket is there and the key may use it. [AWS: HeadBucket]"""
-    return Response(200, {"x-amz-bucket-region": REGION, "content-length": "0"})
+    region = region_of(req.store.about())
+    return Response(200, {"x-amz-bucket-region": region, "content-length": "0"})
 
 
 def get_bucket_location(req: Request) -> Response:
-    """GetBucketLocation: empty, which means us-east-1; any region is accepted. [AWS]"""
-    return xml_response("LocationConstraint", [])
+    """GetBucketLocation: where it was made; empty means us-east-1. [AWS]"""
+    region = region_of(req.store.about())
+    return xml_response("LocationConstraint", region if region != REGION else "")
 
 
 def create_bucket(req: Request) -> Response:
@@ -8083,10 +8091,10 @@ def create_bucket(req: Request) -> Response:
 
     But not with tags, which it would not get. Raises InvalidBucketName, BucketAlreadyExists,
     BucketAlreadyOwnedByYou, AccessDenied, MalformedXML, NotImplemented, InvalidTag,
-    AccessControlListNotSupported.
+    InvalidLocationConstraint, AccessControlListNotSupported.
     """
     data = req.document() if req.head.has_body else b""
-    tags = parse_bucket_configuration(data) if data.strip() else {}
+    about = parse_bucket_configuration(data) if data.strip() else {}
     if req.headers.get("x-amz-bucket-object-lock-enabled", "").lower() == "true":
         raise S3Error("NotImplemented", "Object lock is not done here.")
     if req.headers.get("x-amz-bucket-namespace", "global") != "global":
@@ -8103,18 +8111,25 @@ def create_bucket(req: Request) -> Response:
                       ArgumentName="x-amz-object-ownership")
     if ownership != "BucketOwnerEnforced" and not (section and section.acl):
         raise S3Error("NotImplemented", "ACLs are allowed in buckets.ini: acl = yes.")
-    if not req.buckets.create(req.bucket, req.access_key, tags) and tags:
+    if not req.buckets.create(req.bucket, req.access_key, about) and "tags" in about:
         raise S3Error("BucketAlreadyOwnedByYou", BucketName=req.bucket)
     return Response(200, {"location": f"/{req.bucket}", "content-length": "0"})
 
 
-def parse_bucket_configuration(data: bytes) -> dict[str, str]:
-    """The tags; a region is any. Raises MalformedXML, NotImplemented, InvalidTag, BadRequest."""
+def parse_bucket_configuration(data: bytes) -> dict[str, object]:
+    """What bucket.json keeps of it: the tags, and the region, which may be any. [ours]
+
+    Raises MalformedXML, NotImplemented, InvalidTag, BadRequest, InvalidLocationConstraint.
+    """
     root = parse_xml(data, "CreateBucketConfiguration")
     if root.all("Location") or root.all("Bucket"):
         raise S3Error("NotImplemented", "Directory buckets are not done here.")
-    return parse_tags([node for group in root.all("Tags") for node in group.all("Tag")],
+    region = root.get("LocationConstraint").strip()
+    if not re.fullmatch("[A-Za-z0-9-]{0,64}", region):
+        raise S3Error("InvalidLocationConstraint", LocationConstraint=region[:64])
+    tags = parse_tags([node for group in root.all("Tags") for node in group.all("Tag")],
                       MAX_BUCKET_TAGS)
+    return {name: kept for name, kept in (("tags", tags), ("region", region)) if kept}
 
 
 def check_bucket_acl(acl: str, section: Optional[Section]) -> None:

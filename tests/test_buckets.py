@@ -79,9 +79,37 @@ def test_a_bucket_is_made_with_its_tags(world: Server) -> None:
         assert (409, "BucketAlreadyOwnedByYou") == outcome(refused)
         assert s3.bucket == refused.element("BucketName")
     assert ["team"] == s3.get(query="tagging").elements("Key")
+
+
+def test_a_bucket_says_in_which_region_it_was_made(world: Server) -> None:
+    """Deployment tools compare it with the one they were told."""
+    s3 = world.client("test-key", bucket="test-in-eu")
     region = "<LocationConstraint>eu-west-1</LocationConstraint>"
-    elsewhere = world.client("test-key", bucket="test-in-eu")
-    assert 200 == elsewhere.put("", configuration(region)).status
+    assert 200 == s3.put("", configuration(region)).status
+    assert 200 == s3.put("").status  # it is there: as it is
+
+    assert b">eu-west-1</LocationConstraint>" in s3.get(query="location").body
+    assert "eu-west-1" == s3.head().headers["x-amz-bucket-region"]
+    listed = world.client("test-key").get("/", prefix="test-in-eu")
+    assert ["eu-west-1"] == listed.elements("BucketRegion")
+    assert 200 == s3.put("k", b"x").status  # signed for another
+
+
+def test_a_bucket_of_the_first_region_is_where_one_without_is(world: Server) -> None:
+    s3 = world.client("test-key", bucket="test-in-us")
+    s3.put("", configuration("<LocationConstraint>us-east-1</LocationConstraint>"))
+
+    assert b"></LocationConstraint>" in s3.get(query="location").body
+    assert "us-east-1" == s3.head().headers["x-amz-bucket-region"]
+
+
+@pytest.mark.parametrize("region", ["eu west", "a&#13;&#10;b: c", "é", "x" * 65])
+def test_a_region_that_is_none_makes_no_bucket(world: Server, region: str) -> None:
+    s3 = world.client("test-key", bucket="test-nowhere")
+    body = configuration(f"<LocationConstraint>{region}</LocationConstraint>")
+
+    assert (400, "InvalidLocationConstraint") == outcome(s3.put("", body))
+    assert 404 == s3.head().status
 
 
 @pytest.mark.parametrize(
