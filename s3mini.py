@@ -10366,6 +10366,7 @@ min_free = 0
 access_key = {access_key}
 secret_key = {secret_key}
 cors = *
+acl = yes
 [*]
 """
 
@@ -10515,7 +10516,7 @@ def command_first(options: Any) -> int:
 
 
 def command_dev(options: Any) -> int:
-    """Serve a throw-away folder with well-known keys and open CORS."""
+    """Serve a throw-away folder with well-known keys, open CORS and ACLs that are obeyed."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="s3mini-") as folder:

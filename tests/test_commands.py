@@ -987,6 +987,19 @@ def test_a_fake_does_not_start_where_names_are_not_utf_8() -> None:
     assert (0, True) == (done.returncode, "file names must be UTF-8" in done.stdout), done.stderr
 
 
+def test_a_fake_obeys_the_acl_of_an_object() -> None:
+    """The application under test may say public-read, as for a bucket whose owner lets it."""
+    with s3mini.start("media") as fake:
+        client = client_of(fake)
+        client.put("open", b"x", {"x-amz-acl": "public-read"})
+        client.put("shut", b"x")
+        own = Client(client.address, client.access_key, client.secret_key, "own")
+        made = own.put("", b"", {"x-amz-object-ownership": "ObjectWriter"})
+
+        assert [200, 403] == [client.anonymous().get(key).status for key in ("open", "shut")]
+        assert 200 == made.status
+
+
 def test_two_fakes_do_not_know_each_other(tmp_path: Path) -> None:
     with s3mini.start() as one, s3mini.start(data=str(tmp_path)) as two:
         for fake, content in ((one, b"1"), (two, b"2")):
