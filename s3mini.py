@@ -195,7 +195,9 @@ ERRORS: dict[str, tuple[int, str]] = {
     "InvalidChunkSizeError": (400, "Only the last chunk may have less than 8192 bytes."),
     "InvalidDigest": (400, "The Content-MD5 you specified is not valid."),
     "InvalidLocationConstraint": (400, "The specified location-constraint is not valid"),
-    "InvalidPart": (400, "One or more of the specified parts could not be found or do not match."),
+    "InvalidPart":
+        (400, "One or more of the specified parts could not be found. The part might not have been "
+              "uploaded, or the specified entity tag may not match the part's entity tag."),
     "InvalidPartOrder": (400, "The list of parts was not in ascending order."),
     "InvalidPolicyDocument": (400, "The content of the form does not meet the policy's form."),
     "InvalidRequest": (400, "Invalid Request"),
@@ -242,7 +244,9 @@ ERRORS: dict[str, tuple[int, str]] = {
         (404, "The server side encryption configuration was not found"),
     "NoSuchBucket": (404, "The specified bucket does not exist"),
     "NoSuchKey": (404, "The specified key does not exist."),
-    "NoSuchUpload": (404, "The specified multipart upload does not exist."),
+    "NoSuchUpload":
+        (404, "The specified upload does not exist. The upload ID may be invalid, or the upload "
+              "may have been aborted or completed."),
     "NoSuchVersion": (404, "The specified version does not exist."),
     "MethodNotAllowed": (405, "The specified method is not allowed against this resource."),
     "BucketAlreadyExists": (409, "The requested bucket name is not available."),

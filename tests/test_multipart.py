@@ -156,6 +156,18 @@ def test_a_part_sent_again_takes_the_place_of_the_first(s3: Client) -> None:
     assert b"second" == s3.get("k").body
 
 
+def test_who_names_a_part_or_an_upload_that_is_gone_is_told_what_may_have_become_of_it(
+    s3: Client,
+) -> None:
+    """In AWS's words: some look for them."""
+    upload = create(s3, "k")
+    part = complete(s3, "k", upload, [(1, "0" * 32)])
+    s3.delete("k", uploadId=upload)
+
+    assert "The part might not have been uploaded" in part.element("Message")
+    assert "may have been aborted or completed" in s3.get("k", uploadId=upload).element("Message")
+
+
 def test_parts_that_are_not_named_are_left_out(server: Server, s3: Client) -> None:
     upload = create(s3, "k")
     etags = [send(s3, "k", upload, n, data).etag for n, data in ((1, b"a"), (2, b"b"), (3, b"c"))]
