@@ -1000,6 +1000,24 @@ def test_a_fake_obeys_the_acl_of_an_object() -> None:
         assert 200 == made.status
 
 
+def test_an_application_finds_a_fake_by_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the README says it: its own clients, and files that a test puts there."""
+    import boto3
+
+    with s3mini.start("media") as fake:
+        (Path(fake.data) / "media/seed.txt").write_bytes(b"x")
+        for name, value in {
+            "AWS_ENDPOINT_URL": fake.endpoint, "AWS_ACCESS_KEY_ID": fake.access_key,
+            "AWS_SECRET_ACCESS_KEY": fake.secret_key, "AWS_DEFAULT_REGION": "eu-west-1",
+            "AWS_SESSION_TOKEN": "",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        client = boto3.session.Session().client("s3")
+
+        assert b"x" == client.get_object(Bucket="media", Key="seed.txt")["Body"].read()
+        client.close()
+
+
 def test_two_fakes_do_not_know_each_other(tmp_path: Path) -> None:
     with s3mini.start() as one, s3mini.start(data=str(tmp_path)) as two:
         for fake, content in ((one, b"1"), (two, b"2")):
