@@ -192,7 +192,6 @@ ERRORS: dict[str, tuple[int, str]] = {
     "IncompleteBody": (400, "The request body does not have the number of bytes it announced."),
     "InvalidArgument": (400, "Invalid Argument"),
     "InvalidBucketName": (400, "The specified bucket is not valid."),
-    "InvalidChunkSizeError": (400, "Only the last chunk may have less than 8192 bytes."),
     "InvalidDigest": (400, "The Content-MD5 you specified is not valid."),
     "InvalidLocationConstraint": (400, "The specified location-constraint is not valid"),
     "InvalidPart":
@@ -224,6 +223,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "AccessDenied": (403, "Access Denied"),
     "AccessForbidden": (403, "CORSResponse: This CORS request is not allowed."),
     "InvalidAccessKeyId": (403, "The access key Id you provided does not exist in our records."),
+    "InvalidChunkSizeError": (403, "Only the last chunk may have less than 8192 bytes."),
     "RequestTimeTooSkewed": (403, "The request's time and the server's time differ too much."),
     "SignatureDoesNotMatch":
         (403, "The request signature we calculated does not match the signature you provided. "
@@ -2400,12 +2400,13 @@ class Promise(NamedTuple):
 
 
 def parse_promise(headers: Mapping[str, str], payload: str) -> Promise:
-    """Raises InvalidDigest, InvalidRequest, NotImplemented, MalformedTrailerError, ..."""
+    """Raises InvalidDigest, InvalidArgument, InvalidRequest, NotImplemented, Malformed..."""
     sha256, md5 = "", None
     if payload not in STREAMING and payload != UNSIGNED:
         if not re.fullmatch("[0-9a-f]{64}", payload):
-            raise S3Error("InvalidRequest", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, one of "
-                          f"{', '.join(STREAMING)}, or a valid sha256 value.")
+            raise S3Error("InvalidArgument", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, one "
+                          f"of {', '.join(STREAMING)}, or a valid sha256 value.",
+                          ArgumentName="x-amz-content-sha256", ArgumentValue=payload)
         sha256 = payload
     if "content-md5" in headers:
         md5 = parse_base64(headers["content-md5"], 16)
@@ -7296,7 +7297,12 @@ def parse_copy_source(text: str) -> tuple[str, str]:
     name, _, version_id = query.partition("=")
     if query and name != "versionId":
         raise S3Error("InvalidArgument", "Invalid copy source: ?versionId= is all that may follow.")
-    bucket, _, key = decode_escapes(path, plus=True).lstrip("/").partition("/")
+    try:
+        decoded = decode_escapes(path, plus=True)
+    except S3Error:
+        raise S3Error("InvalidArgument", "Invalid copy source encoding",
+                      ArgumentName="x-amz-copy-source", ArgumentValue=text) from None
+    bucket, _, key = decoded.lstrip("/").partition("/")
     if not bucket or not key:
         raise S3Error("InvalidArgument", "Copy Source must mention the source bucket and key: "
                       "sourcebucket/sourcekey", ArgumentName="x-amz-copy-source",
@@ -8064,7 +8070,10 @@ def region_of(about: Optional[Mapping[str, Any]]) -> str:
 def list_buckets(req: Request) -> Response:
     """ListBuckets: the key's own, by prefix, paged, of any region. Raises InvalidArgument. [AWS]"""
     prefix, token = req.query.get("prefix", ""), req.query.get("continuation-token")
-    limit = req.integer("max-buckets", 10_000, 1, 10_000)
+    limit = req.integer("max-buckets", 10_000, 1, 10_001)
+    if limit > 10_000:  # of other lists AWS takes any number, and cuts the page
+        raise S3Error("InvalidArgument", "Argument max-buckets must be an integer between 1 and "
+                      "10000.", ArgumentName="max-buckets", ArgumentValue=req.query["max-buckets"])
     after = decode_token(token) if token else ""
     found = [b for b in req.buckets.visible(req.access_key)
              if b[0].startswith(prefix) and b[0] > after]
@@ -8166,11 +8175,13 @@ def known_object(req: Request) -> Entry:
 def get_object_attributes(req: Request) -> Response:
     """GetObjectAttributes: those that x-amz-object-attributes names. [AWS]
 
-    Raises InvalidArgument, NoSuchKey.
+    Raises InvalidRequest, InvalidArgument, NoSuchKey.
     """
     names = parse_list(req.headers.get("x-amz-object-attributes", ""))
     known = ("ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize")
-    if not names or set(names) - set(known):
+    if not names:
+        raise S3Error("InvalidRequest", "The x-amz-object-attributes header is missing or empty.")
+    if set(names) - set(known):
         raise S3Error("InvalidArgument", "Invalid attribute name specified.",
                       ArgumentName="x-amz-object-attributes")
     entry = known_object(req)

@@ -563,6 +563,8 @@ def test_buckets_are_listed_page_by_page(world: Server) -> None:
     assert [names[:2], names[2:4], names[4:]] == pages
     assert (400, "InvalidArgument") == outcome(s3.get("/", max_buckets=0))
     assert (400, "InvalidArgument") == outcome(s3.get("/", max_buckets="x"))
+    assert (400, "InvalidArgument") == outcome(s3.get("/", max_buckets=10_001))
+    assert 200 == s3.get("/", max_buckets=10_000).status
     assert (400, "InvalidArgument") == outcome(s3.get("/", continuation_token="!"))
 
 
