@@ -8487,8 +8487,12 @@ def parse_cors(data: bytes) -> list[dict[str, Any]]:
         if any(text.count("*") > 1 for texts_of in texts.values() for text in texts_of):
             raise S3Error("InvalidRequest",
                           "AllowedOrigin and AllowedHeader can have one wildcard.")
-        if any(UNSAFE.search(text) for texts_of in texts.values() for text in texts_of):
+        if any(UNSAFE.search(text) for text in texts["AllowedOrigin"]):
             raise S3Error("InvalidRequest", "A CORS rule has no control characters.")
+        for name in texts["AllowedHeader"] + texts["ExposeHeader"]:  # AWS names the first for both
+            if not re.fullmatch(f"(?:{TOKEN})?", name):
+                raise S3Error("InvalidRequest", f'AllowedHeader "{name}" contains invalid '
+                              "character.")
         rules.append({"origins": texts["AllowedOrigin"], "methods": texts["AllowedMethod"],
                       "headers": texts["AllowedHeader"], "expose": texts["ExposeHeader"],
                       "max_age": min(int(age[:18]), 2**31 - 1) if age else None,

@@ -416,6 +416,15 @@ def test_what_is_exposed_is_named(s3: Client) -> None:
     assert (400, "InvalidRequest") == outcome(every)
 
 
+@pytest.mark.parametrize("name", ["AllowedHeader", "ExposeHeader"])
+@pytest.mark.parametrize("text", ["x a", "x-a, x-b", "x:a", "x/a", "x(a)", "x=a", "x&quot;"])
+def test_what_can_be_no_header_is_no_rule(s3: Client, name: str, text: str) -> None:
+    put = put_rules(s3, rule(AllowedOrigin="*", AllowedMethod="GET", **{name: text}))
+
+    assert (400, "InvalidRequest") == outcome(put)
+    assert (404, "NoSuchCORSConfiguration") == outcome(s3.get(query="cors"))
+
+
 @pytest.mark.parametrize("char", ["&#10;", "&#13;", "&#13;&#10;Set-Cookie: a=b", "&#127;", "&#9;x"])
 @pytest.mark.parametrize("name", ["ExposeHeader", "AllowedOrigin", "AllowedHeader"])
 def test_a_rule_cannot_split_an_answer(
