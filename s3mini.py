@@ -6641,11 +6641,14 @@ class Request(NamedTuple):
     def check_write(self, old: Optional[Entry]) -> None:
         """The conditions of a write; the store calls it under the key's lock. [AWS: PutObject]
 
-        Raises AccessDenied, PreconditionFailed, NoSuchKey.
+        Raises NotImplemented, AccessDenied, PreconditionFailed, NoSuchKey.
         """
+        unwanted = self.headers.get("if-none-match")
+        if unwanted is not None and (unwanted.strip() != "*" or "if-match" in self.headers):
+            raise S3Error("NotImplemented", "If-None-Match of a write is *, without If-Match.",
+                          Header="If-None-Match")
         if "read" not in self.grants and (  # the answer tells the ETag, or how old it is
-                "if-match" in self.headers or "if-unmodified-since" in self.headers
-                or self.headers.get("if-none-match", "*").strip() != "*"):
+                "if-match" in self.headers or "if-unmodified-since" in self.headers):
             raise S3Error("AccessDenied")
         check_write_conditions(self.headers, old, self.key)
         self.check_overwrite(old)

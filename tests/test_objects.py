@@ -850,6 +850,21 @@ def test_create_only_puts_once(s3: Client) -> None:
     assert b"1" == s3.get("k").body
 
 
+def test_what_a_write_must_not_find_is_anything(s3: Client) -> None:
+    """AWS knows If-None-Match: * there, and alone: 501 for an ETag."""
+    etag = s3.put("k", b"1").headers["etag"]
+    s3.put("source", b"2")
+    for conditions in ({"if-none-match": etag}, {"if-none-match": '"other"'},
+                       {"if-none-match": "*", "if-match": etag}):
+        for key in ("k", "new"):
+            for reply in (s3.put(key, b"2", conditions), copy(s3, "source", key, conditions)):
+                assert (501, "NotImplemented") == (reply.status, reply.error)
+                assert "If-None-Match" == reply.element("Header")
+
+    assert b"1" == s3.get("k").body
+    assert 404 == s3.head("new").status
+
+
 def test_if_match_replaces_only_what_the_writer_has_seen(s3: Client) -> None:
     etag = s3.put("k", b"1").etag
     second = s3.put("k", b"2", {"if-match": f'"{etag}"'})
