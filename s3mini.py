@@ -1058,7 +1058,7 @@ def parse_range(value: str, size: int) -> Optional[range]:
 
     Raises InvalidRange when the syntax is right and no byte of it exists.
     """
-    match = re.fullmatch(r"bytes=([0-9]{0,20})-([0-9]{0,20})", value.replace(" ", ""))
+    match = re.fullmatch(r"bytes=([0-9]{0,20})-([0-9]{0,20})", value)
     if not match or match[1] == match[2] == "":
         return None  # several ranges: S3 answers 200 with the whole object [AWS: GetObject]
     first, last = match[1], match[2]

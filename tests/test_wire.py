@@ -369,6 +369,8 @@ def check_meaning(head: s3mini.Head) -> None:
         ("bytes=a-b", 10, None),
         ("bytes=0x0-0x5", 10, None),
         ("bytes=-1-5", 10, None),
+        ("bytes= -1", 10, None),
+        ("bytes=0 -1", 10, None),
         ("bytes=+1-5", 10, None),
         ("bytes=1_0-", 10, None),
         ("bytes=\u0663-", 10, None),
