@@ -1810,6 +1810,19 @@ def secret_of(keyring: Keyring, access_key: str) -> str:
     return keyring.secrets[access_key]
 
 
+def moved_headers(head: Head) -> dict[str, str]:
+    """Headers that stand in a presigned URL's query and were signed as headers all the same.
+
+    In SigV2 each x-amz-*, in V4 those that SignedHeaders names: AWS takes them from the URL, and
+    who opens it need not send them. [boto3's default, JavaScript SDK v2]
+    """
+    query = head.query
+    names = frozenset(query.get("X-Amz-SignedHeaders", "").lower().split(";"))
+    found = {n.lower(): v.strip(" \t").encode().decode("latin-1") for n, v in query.items()
+             if n[:6].lower() == "x-amz-" and ("Signature" in query or n.lower() in names)}
+    return {n: v for n, v in found.items() if not UNSAFE.search(v)}  # a line end ends a header
+
+
 def check_no_token(head: Head) -> None:
     name = "x-amz-security-token"
     if name in head.headers or name in map(str.lower, head.query):
@@ -1869,6 +1882,7 @@ def verify(
         sent = parse_iso_date(claim.date) or 0.0
         secret = secret_of(keyring, claim.access_key)
         check_window(sent - CLOCK_SKEW, sent + expires, now)
+        head = head._replace(headers={**moved_headers(head), **head.headers})
     else:
         return None
     check_no_token(head)
@@ -2049,6 +2063,7 @@ def verify_v2(head: Head, keyring: Keyring, bucket: str, now: float) -> Signed:
         raise S3Error("AccessDenied", "Invalid date (should be seconds since epoch): Expires")
     check_window(0, int(query["Expires"]), now)
     check_no_token(head)
+    head = head._replace(headers={**moved_headers(head), **head.headers})
     # As it came, or in canonical escapes: clients differ in what they leave bare.
     heads = [head, head._replace(path=canonical_path(head.path))]
     if not bucket and re.fullmatch("/[^/]+", head.path):  # /BUCKET is signed as /BUCKET/
@@ -8703,7 +8718,10 @@ HOISTED = re.compile(
     "|object-attributes|max-parts|part-number-marker|if-match-.*|write-offset-bytes"
     "|checksum-(?:algorithm|mode|type)|mp-object-size)")
 # The checksum of a body that was not known when the URL was made: AWS ignores it. [JS SDK v3]
-IGNORED = re.compile(r"x-amz-(?:checksum-.*|sdk-checksum-algorithm|user-agent)")
+# Headers of the body that a URL repeats: what counts is what comes with the body. [JS v2, boto3]
+IGNORED = re.compile(
+    "x-amz-(?:checksum-.*|sdk-checksum-algorithm|user-agent)"
+    "|content-(?:type|md5|disposition|encoding|language)|cache-control")
 
 
 def resolve(head: Head, scope: str) -> tuple[Operation, str]:
@@ -8728,9 +8746,7 @@ def resolve(head: Head, scope: str) -> tuple[Operation, str]:
         raise S3Error("MethodNotAllowed", headers={"allow": allow}, Method=head.method)
     if head.query_text and head.method not in ("GET", "HEAD"):
         allowed = ALLOWED_NAMES.get((head.method, selector), set())
-        for name, value in head.query.items():
-            if "AWSAccessKeyId" in head.query and head.headers.get(name) == value:
-                continue  # botocore repeats the headers that SigV2 signs in the query
+        for name in head.query:
             if name not in AUTH_NAMES | SELECTORS | allowed and not IGNORED.fullmatch(name.lower()):
                 raise S3Error("NotImplemented", f"The parameter {name!r} is not known here.")
     return row
@@ -8738,12 +8754,14 @@ def resolve(head: Head, scope: str) -> tuple[Operation, str]:
 
 def hoist(head: Head) -> Head:
     """The head with the headers that were moved into a presigned URL's query back in place."""
-    moved = {n.lower(): v for n, v in head.query.items() if HOISTED.fullmatch(n.lower())}
-    if not moved or "X-Amz-Signature" not in head.query:
+    moved = moved_headers(head)
+    if "X-Amz-Signature" in head.query:
+        moved.update((n.lower(), v.encode().decode("latin-1")) for n, v in head.query.items()
+                     if HOISTED.fullmatch(n.lower()))
+    if not moved:
         return head
     pairs = "&".join(p for p in head.query_text.split("&")
                      if p.partition("=")[0].lower() not in moved)
-    moved = {n: v.encode().decode("latin-1") for n, v in moved.items()}
     return head._replace(headers={**moved, **head.headers}).with_query(pairs)
 
 

@@ -400,6 +400,61 @@ def test_headers_that_an_sdk_moved_into_the_query_count(s3: Client) -> None:
 
 
 @BOTH
+def test_a_signed_header_may_stand_in_the_url_alone(s3: Client, version: int) -> None:
+    """Of SigV2 so does boto3, of both versions the JavaScript SDK v2. [AWS's own answers]"""
+    headers = {"x-amz-meta-a": "1 b", "x-amz-tagging": "t=u"}
+    url = s3.presign("PUT", "k", headers, version=version, query=headers)
+    changed = url.replace("x-amz-meta-a=1", "x-amz-meta-a=2")
+
+    assert url != changed
+    assert 403 == s3.fetch(changed, "PUT", b"x").status
+    assert 403 == s3.fetch(url, "PUT", b"x", {"x-amz-meta-a": "2 b"}).status
+    assert 403 == s3.fetch(url, "PUT", b"x", {"x-amz-meta-c": "1"}).status
+    assert 404 == s3.head("k").status
+    assert 200 == s3.fetch(url, "PUT", b"x").status
+    kept = s3.head("k").headers
+    assert ("1 b", "1") == (kept["x-amz-meta-a"], kept["x-amz-tagging-count"])
+    assert 200 == s3.fetch(url, "PUT", b"x", headers).status
+
+
+@pytest.mark.parametrize("signature", ["s3v4", "s3"])
+def test_metadata_in_the_urls_of_boto3_are_kept(
+    server: Server, s3: Client, signature: str
+) -> None:
+    from botocore.config import Config
+
+    boto = boto_client(server.endpoint, config=Config(signature_version=signature))
+    named = {"Bucket": s3.bucket, "Key": "k", "Metadata": {"a": "1"}, "ACL": "private"}
+    url = boto.generate_presigned_url("put_object", named)
+    sent = {"x-amz-meta-a": "1", "x-amz-acl": "private"} if signature == "s3v4" else {}
+
+    assert 200 == s3.fetch(url, "PUT", b"x", sent).status
+    assert "1" == s3.head("k").headers["x-amz-meta-a"]
+
+
+def test_a_line_end_in_the_query_makes_no_header(s3: Client) -> None:
+    """What version 2 signs would read the same."""
+    digest = hashlib.sha256(b"wanted").hexdigest()
+    headers = {"x-amz-checksum-algorithm": "SHA256", "x-amz-content-sha256": digest}
+    joined = {"x-amz-checksum-algorithm": f"SHA256\nx-amz-content-sha256:{digest}"}
+    url = s3.presign("PUT", "k", headers, version=2, query=joined)
+
+    assert 403 == s3.fetch(url, "PUT", b"other").status
+
+
+@BOTH
+def test_a_url_may_repeat_the_headers_of_its_body(s3: Client, version: int) -> None:
+    """As the JavaScript SDK v2 does. What the body comes with counts."""
+    query = {"Content-Type": "text/plain", "Cache-Control": "no-cache"}
+    url = s3.presign("PUT", "k", {"content-type": "text/plain"}, version=version, query=query)
+
+    assert 403 == s3.fetch(url, "PUT", b"x").status
+    assert 200 == s3.fetch(url, "PUT", b"x", {"content-type": "text/plain"}).status
+    kept = s3.head("k").headers
+    assert ("text/plain", False) == (kept["content-type"], "cache-control" in kept)
+
+
+@BOTH
 def test_two_kinds_of_signature_at_once_are_refused(s3: Client, version: int) -> None:
     s3.put("k", b"x")
     url = s3.presign("GET", "k", version=version)
