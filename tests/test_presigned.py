@@ -375,6 +375,17 @@ def test_an_x_amz_header_that_was_not_signed_is_refused(
         assert next(iter(header)) == put.element("HeadersNotSigned")
 
 
+def test_the_hash_of_the_content_is_signed_without_being_named(s3: Client) -> None:
+    """Some clients send x-amz-content-sha256 to any URL of S3's. [AWS's own answers]"""
+    url, other = s3.presign("PUT", "k"), hashlib.sha256(b"x").hexdigest()
+
+    assert 403 == s3.fetch(url, "PUT", b"x", {"x-amz-content-sha256": other}).status
+    assert 403 == s3.fetch(url, "PUT", b"x", {"x-amz-content-sha256": UNSIGNED_TRAILER}).status
+    assert 404 == s3.head("k").status
+    assert 200 == s3.fetch(url, "PUT", b"x", {"x-amz-content-sha256": UNSIGNED}).status
+    assert b"x" == s3.get("k").body
+
+
 @BOTH
 @pytest.mark.parametrize(
     "name", ["x-amz-copy-source", "x-amz-meta-a", "x-amz-acl", "acl", "tagging"]
