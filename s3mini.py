@@ -1376,7 +1376,7 @@ class PartItem(NamedTuple):
 
 
 def parse_complete(data: bytes) -> list[PartItem]:
-    """The parts to join. Raises MalformedXML, InvalidPartOrder."""
+    """The parts to join, in the order they are named. Raises MalformedXML, InvalidArgument."""
     parts = []
     for node in parse_xml(data, "CompleteMultipartUpload").all("Part"):
         number = node.get("PartNumber").strip()
@@ -1389,8 +1389,6 @@ def parse_complete(data: bytes) -> list[PartItem]:
         raise S3Error("MalformedXML", f"A multipart upload has 1 to {MAX_PARTS} parts.")
     if parts[0].number < 1:
         raise S3Error("InvalidArgument", "PartNumber must be >= 1")
-    if any(a.number >= b.number for a, b in zip(parts, parts[1:])):
-        raise S3Error("InvalidPartOrder")
     return parts
 
 
@@ -7813,13 +7811,15 @@ def complete_multipart_upload(req: Request) -> Response:
 
     Raises MalformedXML, InvalidPart, InvalidPartOrder, EntityTooSmall, NoSuchUpload, ...
     """
-    items = parse_complete(req.document(has_own_checksums=False))
+    data = req.document(has_own_checksums=False)
+    items = parse_complete(data) if data else []
     try:
         upload = upload_of(req)
     except S3Error as why:
         if why.code != "NoSuchUpload":
             raise
         return completed_before(req, items)
+    check_order(upload, items)
     check_whole_headers(req, upload)
 
     def work() -> Response:
@@ -7881,6 +7881,14 @@ def check_whole_headers(req: Request, upload: Upload) -> None:
     size = req.headers.get("x-amz-mp-object-size")
     if size is not None and not re.fullmatch("[0-9]{1,15}", size):
         raise S3Error("InvalidRequest", "Value for x-amz-mp-object-size header is invalid.")
+
+
+def check_order(upload: Upload, items: list[PartItem]) -> None:
+    """Raises InvalidRequest, InvalidPartOrder."""
+    if not items:
+        raise S3Error("InvalidRequest", "You must specify at least one part")
+    if any(a.number >= b.number for a, b in zip(items, items[1:])):
+        raise S3Error("InvalidPartOrder", UploadId=upload.id)
 
 
 def choose_parts(upload: Upload, items: list[PartItem], parts: list[Part]) -> list[Part]:

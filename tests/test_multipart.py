@@ -514,7 +514,7 @@ def test_a_wrong_list_of_parts_is_refused_and_may_be_sent_again(
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
+        b" ",
         b"<CompleteMultipartUpload>",
         b"<Other/>",
         b"<CompleteMultipartUpload><Part><ETag>x</ETag></Part></CompleteMultipartUpload>",
@@ -529,6 +529,24 @@ def test_a_list_of_parts_that_is_no_document_is_refused(s3: Client, body: bytes)
     reply = s3.post("k", body, uploadId=upload)
 
     assert (400, "MalformedXML") == (reply.status, reply.error)
+
+
+def test_a_complete_of_nothing_names_no_part(s3: Client) -> None:
+    """boto3 sends an empty body where it is given no parts."""
+    upload = create(s3, "k")
+    send(s3, "k", upload, 1, b"x")
+    reply, unknown = s3.post("k", uploadId=upload), s3.post("k", uploadId="x")
+
+    assert (400, "InvalidRequest") == (reply.status, reply.error)
+    assert (404, "NoSuchUpload", "x") == (
+        unknown.status, unknown.error, unknown.element("UploadId"))
+
+
+def test_a_wrong_order_tells_of_which_upload(s3: Client) -> None:
+    upload = create(s3, "k")
+    refused = complete(s3, "k", upload, [(2, "0" * 32), (1, "0" * 32)])
+
+    assert ("InvalidPartOrder", upload) == (refused.error, refused.element("UploadId"))
 
 
 @pytest.mark.parametrize(
@@ -710,6 +728,20 @@ def test_uploads_are_listed_page_by_page(s3: Client, size: int) -> None:
 
     assert wanted == sorted(found)
     assert [key for key, _ in wanted] == [key for key, _ in found]
+
+
+def test_the_last_page_of_uploads_tells_its_end_too(s3: Client) -> None:
+    """As AWS does; where there is none, both are empty."""
+    assert ([""], [""]) == ends_of(s3.get(query="uploads"))
+    create(s3, "a")
+    upload = create(s3, "b")
+    page = s3.get(query="uploads")
+
+    assert ("false", (["b"], [upload])) == (page.element("IsTruncated"), ends_of(page))
+
+
+def ends_of(page: Reply) -> tuple[list[str], list[str]]:
+    return page.elements("NextKeyMarker"), page.elements("NextUploadIdMarker")
 
 
 def test_a_page_of_uploads_begins_behind_an_upload_that_is_gone(s3: Client) -> None:
