@@ -1883,7 +1883,7 @@ def verify(
         claim, expires = parse_presigned(head)
         sent = parse_iso_date(claim.date) or 0.0
         secret = secret_of(keyring, claim.access_key)
-        check_window(sent - CLOCK_SKEW, sent + expires, now)
+        check_window(sent - CLOCK_SKEW, sent + expires, now, **{"X-Amz-Expires": expires})
         head = head._replace(headers={**moved_headers(head), **head.headers})
     else:
         return None
@@ -1898,14 +1898,14 @@ def verify(
     return Signed(claim.access_key, claim.payload, claim.date, claim.scope, claim.signature, key)
 
 
-def check_window(first: float, last: float, now: float) -> None:
-    """Raises AccessDenied outside a presigned URL's time."""
+def check_window(first: float, last: float, now: float, **told: object) -> None:
+    """Raises AccessDenied outside a presigned URL's time; `told` is in its document."""
     if now < first:
         raise S3Error("AccessDenied", "Request is not valid yet",
                       ServerTime=render_iso_date(int(now)))
     if now > last:
-        raise S3Error("AccessDenied", "Request has expired", Expires=render_iso_date(int(last)),
-                      ServerTime=render_iso_date(int(now)))
+        raise S3Error("AccessDenied", "Request has expired", None, **told,
+                      Expires=render_iso_date(int(last)), ServerTime=render_iso_date(int(now)))
 
 
 def has_signed(key: SigningKey, head: Head, claim: Claim, query: str, /, **changed: str) -> bool:
@@ -2428,7 +2428,7 @@ def parse_promise(headers: Mapping[str, str], payload: str) -> Promise:
     if "content-md5" in headers:
         md5 = parse_base64(headers["content-md5"], 16)
         if md5 is None:
-            raise S3Error("InvalidDigest", ContentMD5=headers["content-md5"])
+            raise S3Error("InvalidDigest", "", None, **{"Content-MD5": headers["content-md5"]})
     checksums = parse_checksums(headers)
     trailer = parse_trailer(headers, payload, bool(checksums))
     if trailer and checksums:

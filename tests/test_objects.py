@@ -805,6 +805,11 @@ WRONG_DIGESTS: list[tuple[dict[str, str], str]] = [
 ]  # fmt: skip
 
 
+def test_a_digest_that_is_none_is_shown_as_it_came(s3: Client) -> None:
+    """The element has AWS's name, with its hyphen."""
+    assert "MTIz" == s3.put("k", b"x", {"content-md5": "MTIz"}).element("Content-MD5")
+
+
 @pytest.mark.parametrize(("headers", "code"), WRONG_DIGESTS)
 def test_a_wrong_digest_leaves_the_old_object(
     server: Server, s3: Client, headers: dict[str, str], code: str

@@ -177,6 +177,8 @@ def test_a_url_expires(s3: Client, version: int) -> None:
         got.error,
         got.element("Message"),
     )
+    assert got.element("Expires") < got.element("ServerTime")
+    assert ([] if version == 2 else ["60"]) == got.elements("X-Amz-Expires")
 
 
 def test_a_url_of_the_past_works_until_it_expires(s3: Client) -> None:
