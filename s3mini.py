@@ -2102,8 +2102,10 @@ def parse_policy(text: str) -> tuple[float, list[object]]:
     return expiration, conditions
 
 
-V4_FIELDS = ("x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-signature")
-V2_FIELDS = ("awsaccesskeyid", "signature")
+# The fields of a form's signature, and how AWS writes them.
+V4_FIELDS = {"x-amz-algorithm": "X-Amz-Algorithm", "x-amz-credential": "X-Amz-Credential",
+             "x-amz-date": "X-Amz-Date", "x-amz-signature": "X-Amz-Signature"}
+V2_FIELDS = {"awsaccesskeyid": "AWSAccessKeyId", "signature": "Signature"}
 
 
 def verify_form(fields: Mapping[str, str], keyring: Keyring) -> Signed:
@@ -2111,14 +2113,15 @@ def verify_form(fields: Mapping[str, str], keyring: Keyring) -> Signed:
 
     Raises AccessDenied, InvalidArgument, InvalidAccessKeyId, SignatureDoesNotMatch.
     """
-    if fields.keys().isdisjoint(V4_FIELDS + V2_FIELDS + ("policy",)):
+    if fields.keys().isdisjoint((*V4_FIELDS, *V2_FIELDS)):
         raise S3Error("AccessDenied", "A POST form needs a policy and its signature.")
     is_v4 = "x-amz-signature" in fields or fields.keys().isdisjoint(V2_FIELDS)
     policy = fields.get("policy", "")
-    for name in ("policy", *(V4_FIELDS if is_v4 else V2_FIELDS)):
+    for name, shown in {"policy": "policy", **(V4_FIELDS if is_v4 else V2_FIELDS)}.items():
         if name not in fields:
-            raise S3Error("InvalidArgument", f"Bucket POST must contain a field named '{name}'.",
-                          ArgumentName=name)
+            raise S3Error("InvalidArgument", f"Bucket POST must contain a field named '{shown}'. "
+                          "If it is specified, please check the order of the fields.",
+                          ArgumentName=shown, ArgumentValue="")
     if "x-amz-security-token" in fields:
         raise S3Error("InvalidToken")
     if not is_v4:
@@ -2654,8 +2657,8 @@ class FormReader:
         self._heads = 0  # bytes of the parts' heads
         self.fields: dict[str, str] = {}
 
-    def read_fields(self) -> str:
-        """Fill `fields` up to the file, lower-case names; gives the file's name.
+    def read_fields(self) -> Optional[str]:
+        """Fill `fields` up to the file, lower-case names; gives the file's name, if it has one.
 
         Raises MalformedPOSTRequest, MaxPostPreDataLengthExceeded, InvalidArgument.
         """
@@ -2680,9 +2683,9 @@ class FormReader:
             except UnicodeDecodeError:
                 raise S3Error("MalformedPOSTRequest", "The form's fields are not UTF-8.") from None
 
-    def _part_head(self) -> tuple[str, str]:
+    def _part_head(self) -> tuple[str, Optional[str]]:
         """(name, file name) of a part."""
-        found = ("", "")
+        found: tuple[str, Optional[str]] = ("", None)
         while line := self._line():
             self._heads += len(line)
             if self._heads > MAX_FORM:
@@ -2693,7 +2696,7 @@ class FormReader:
                     r"\bname=([^;\s]+)", value
                 )
                 file = re.search(r'\bfilename="((?:[^"\\]|\\.)*)"', value)
-                found = (name[1].lower() if name else "", file[1] if file else "")
+                found = (name[1].lower() if name else "", file[1] if file else None)
         if not found[0]:
             raise S3Error("MalformedPOSTRequest", "A part of the form has no name.")
         return found
@@ -8367,14 +8370,14 @@ def post_object(req: Request) -> Response:
     Raises AccessDenied, EntityTooLarge, EntityTooSmall, MalformedPOSTRequest, ...
     """
     form = FormReader(req.headers.get("content-type", ""), req.source)
-    filename = re.split(r"[/\\]", form.read_fields())[-1]
-    fields = form.fields
+    filename, fields = form.read_fields(), form.fields
     if "key" not in fields:
         raise S3Error("InvalidArgument", "Bucket POST must contain a field named 'key'.",
                       ArgumentName="key")
     origin = origin_of(req)
     signed = verify_form(fields, req.buckets.keyring)
-    fields = with_filename(fields, filename)
+    if filename is not None:
+        fields = with_filename(fields, re.split(r"[/\\]", filename)[-1])
     sizes = check_policy(fields, req.bucket, req.now)
     grants = req.buckets.grants(req.bucket, signed.access_key)
     req = req._replace(key=form_key(fields["key"]), signed=signed, grants=grants,

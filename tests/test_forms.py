@@ -264,6 +264,17 @@ def test_filename_stands_for_the_name_of_the_file(
     assert ["up/" + name] == s3.get(list_type=2).elements("Key")
 
 
+def test_filename_stands_for_itself_where_the_file_has_no_name(
+    server: Server, s3: Client, form: Form
+) -> None:
+    """So AWS stores it; a script's upload from a string has no name."""
+    fields, conditions = {"key": "up/${filename}"}, (["starts-with", "$key", "up/"],)
+    named = replace(form, fields=fields, conditions=conditions, filename="")
+
+    assert 204 == submit(server, named).status
+    assert ["up/${filename}"] == s3.get(list_type=2).elements("Key")
+
+
 def test_filename_stands_for_it_in_every_field(server: Server, s3: Client, form: Form) -> None:
     """So AWS documents it, and that conditions are held against what it became."""
     fields = {"key": "up/k", "x-amz-meta-name": "${filename}, ${filename}"}
@@ -608,6 +619,15 @@ def test_a_wrong_signature_is_refused(server: Server, form: Form, version: int) 
     assert 404 == server.client("test-key", bucket=form.bucket).head("k").status
 
 
+AS_AWS_WRITES_IT = {
+    "x-amz-signature": "X-Amz-Signature",
+    "x-amz-credential": "X-Amz-Credential",
+    "x-amz-algorithm": "X-Amz-Algorithm",
+    "x-amz-date": "X-Amz-Date",
+    "signature": "Signature",
+}
+
+
 @pytest.mark.parametrize(
     ("version", "name", "outcome"),
     [
@@ -630,14 +650,16 @@ def test_a_missing_field_is_named(
     reply = send(server, form.bucket, encode(fields, b"content"))
 
     assert outcome == (reply.status, reply.error)
-    assert name.lower() in reply.element("Message").lower()
+    assert AS_AWS_WRITES_IT.get(name, name) == reply.element("ArgumentName")
+    assert f"'{reply.element('ArgumentName')}'" in reply.element("Message")
     assert 404 == server.client("test-key", bucket=form.bucket).head("k").status
 
 
 def test_a_form_that_nobody_signed_is_a_strangers(server: Server, form: Form) -> None:
     for bucket in (form.bucket, "public"):
-        reply = send(server, bucket, encode({"key": "k"}, b"content"))
-        assert (403, "AccessDenied") == (reply.status, reply.error)
+        for more in ({}, {"policy": form.signed()["policy"]}):
+            reply = send(server, bucket, encode({"key": "k", **more}, b"content"))
+            assert (403, "AccessDenied") == (reply.status, reply.error)
 
 
 @pytest.mark.parametrize(
