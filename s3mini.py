@@ -6890,7 +6890,7 @@ REFUSED_HEADERS = ("x-amz-server-side-encryption", "x-amz-object-lock-", "x-amz-
                    "x-amz-website-redirect-location", "x-amz-mfa", "x-amz-copy-source-server-side-")
 STORAGE_CLASSES = frozenset((  # all come to STANDARD here                       [AWS: PutObject]
     "STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER",
-    "DEEP_ARCHIVE", "OUTPOSTS", "GLACIER_IR", "SNOW", "EXPRESS_ONEZONE", "FSX_OPENZFS", "FSX_ONTAP",
+    "DEEP_ARCHIVE", "GLACIER_IR", "SNOW", "EXPRESS_ONEZONE", "FSX_OPENZFS", "FSX_ONTAP",
 ))
 OWNER_HEADERS = ("x-amz-expected-bucket-owner", "x-amz-source-expected-bucket-owner")
 

@@ -684,7 +684,7 @@ def test_a_page_of_parts_ends(s3: Client, limit: str, parts: int) -> None:
 # -- storage classes -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["BOGUS", "standard", "", "STANDARD IA"])
+@pytest.mark.parametrize("name", ["BOGUS", "standard", "", "STANDARD IA", "OUTPOSTS"])
 def test_a_storage_class_that_is_none_is_refused(s3: Client, name: str) -> None:
     s3.put("k", b"old")
     asked = {"x-amz-storage-class": name}
