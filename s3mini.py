@@ -8238,6 +8238,8 @@ def part_elements(req: Request, entry: Entry) -> Children:
         raise S3Error("InvalidArgument",
                       "x-amz-max-parts and x-amz-part-number-marker are numbers.")
     first, algorithm = int(marker), next(iter(entry.checksums), "")
+    if not algorithm:  # AWS tells nothing more of parts without checksums
+        return [("PartsCount", len(entry.parts))]
     page = list(enumerate(entry.parts, 1))[first : first + min(int(limit), MAX_KEYS)]
     more = bool(page) and first + len(page) < len(entry.parts)
     rows = [[("PartNumber", n), ("Size", int(p.split()[0])),
@@ -8245,7 +8247,7 @@ def part_elements(req: Request, entry: Entry) -> Children:
     return [("PartsCount", len(entry.parts)), ("PartNumberMarker", first),
             ("NextPartNumberMarker", page[-1][0] if page else 0),
             ("MaxParts", min(int(limit), MAX_KEYS)), ("IsTruncated", more),
-            *[("Part", row) for row in rows if algorithm]]
+            *[("Part", row) for row in rows]]
 
 
 def get_object_tagging(req: Request) -> Response:

@@ -647,6 +647,19 @@ def test_parts_are_told_page_by_page(s3: Client, boto: Any) -> None:
     assert not rest["ObjectParts"]["IsTruncated"]
 
 
+def test_of_parts_without_checksums_the_number_is_told(s3: Client, boto: Any) -> None:
+    """As AWS does: pages of them would hold nothing."""
+    upload = s3.post("k", query="uploads").element("UploadId")
+    etag = s3.put("k", b"x", partNumber=1, uploadId=upload).etag
+    named = f"<Part><PartNumber>1</PartNumber><ETag>{etag}</ETag></Part>"
+    body = f"<CompleteMultipartUpload>{named}</CompleteMultipartUpload>"
+    s3.post("k", body.encode(), uploadId=upload)
+    told = boto.get_object_attributes(
+        Bucket=s3.bucket, Key="k", ObjectAttributes=["ObjectParts"], MaxParts=3)
+
+    assert {"TotalPartsCount": 1} == told["ObjectParts"]
+
+
 @pytest.mark.parametrize("name", ["x-amz-max-parts", "x-amz-part-number-marker"])
 @pytest.mark.parametrize("value", ["x", "-1", "1.5"])
 def test_the_numbers_of_a_page_are_numbers(s3: Client, name: str, value: str) -> None:
