@@ -8323,10 +8323,13 @@ def put_object_acl(req: Request) -> Response:
     return Response(200, {"content-length": "0"})
 
 
+PERMISSIONS = ("FULL_CONTROL", "READ", "WRITE", "READ_ACP", "WRITE_ACP")
+
+
 def requested_acl(req: Request) -> str:
     """The canned ACL that a PUT ?acl asks for, by header or by document.
 
-    Raises MalformedACLError, UnexpectedContent, MissingSecurityHeader, AccessControlList...
+    Raises MalformedACLError, InvalidArgument, UnexpectedContent, MissingSecurityHeader, Access...
     """
     data = req.document() if req.head.has_body else b""
     if "x-amz-acl" in req.headers:
@@ -8339,11 +8342,14 @@ def requested_acl(req: Request) -> str:
     owners, lists = root.all("Owner"), root.all("AccessControlList")
     if len(owners) != 1 or not owners[0].get("ID") or len(lists) != 1:
         raise S3Error("MalformedACLError", "An ACL has one Owner and one AccessControlList.")
+    if owners[0].get("ID") != OWNER[0][1]:
+        raise S3Error("InvalidArgument", f"The owner of all is {OWNER[0][1]}.",
+                      ArgumentName="CanonicalUser/ID", ArgumentValue=owners[0].get("ID"))
     found = set()
     for grant in lists[0].all("Grant"):
         who, permission = grant.all("Grantee"), grant.get("Permission")
         name = who[0].get("URI") or who[0].get("ID") if len(who) == 1 else ""
-        if not name or not permission:
+        if not name or permission not in PERMISSIONS:
             raise S3Error("MalformedACLError", "A Grant has one Grantee and one Permission.")
         found.add((name, permission))
     mine, everybodys = (OWNER[0][1], "FULL_CONTROL"), (ALL_USERS, "READ")

@@ -445,6 +445,8 @@ def test_public_read_changes_nothing_where_all_is_public(world: Server) -> None:
         ({}, policy().replace(b"<ID>s3mini</ID>", b""), 400, "MalformedACLError"),
         ({}, policy("<Grant><Permission>READ</Permission></Grant>"), 400, "MalformedACLError"),
         ({}, policy(MINE.replace("FULL_CONTROL", "")), 400, "MalformedACLError"),
+        ({}, policy(EVERYBODYS.replace("READ", "REED")), 400, "MalformedACLError"),
+        ({}, policy().replace(b"<ID>s3mini</ID>", b"<ID>other</ID>"), 400, "InvalidArgument"),
         ({}, policy(EVERYBODYS.replace("READ", "WRITE")), 400, "AccessControlListNotSupported"),
         ({}, policy(EVERYBODYS.replace("AllUsers", "Some")), 400, "AccessControlListNotSupported"),
         ({}, policy(EVERYBODYS), 400, "AccessControlListNotSupported"),
