@@ -2032,9 +2032,17 @@ V2_RESOURCES = frozenset((
 ))
 
 
+def as_utf8(value: str) -> str:
+    """A header's value as the text that its bytes are, where they are UTF-8."""
+    try:
+        return value.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return value
+
+
 def canonical_v2(head: Head, bucket: str, expires: str) -> str:
     """The string that SigV2 signs in a presigned URL; the path as it came, never re-encoded."""
-    amz = sorted((n, v) for n, v in head.headers.items() if n.startswith("x-amz-"))
+    amz = sorted((n, as_utf8(v)) for n, v in head.headers.items() if n.startswith("x-amz-"))
     named = sorted((n, v) for n, v in head.pairs if n in V2_RESOURCES)
     path = (f"/{bucket}" if bucket else "") + head.path
     if named:
