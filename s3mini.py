@@ -7827,7 +7827,7 @@ def complete_multipart_upload(req: Request) -> Response:
     try:
         upload = upload_of(req)
     except S3Error as why:
-        if why.code != "NoSuchUpload":
+        if why.code != "NoSuchUpload" or not items:  # of a plain object nothing is told
             raise
         return completed_before(req, items)
     check_order(upload, items)

@@ -542,6 +542,14 @@ def test_a_complete_of_nothing_names_no_part(s3: Client) -> None:
         unknown.status, unknown.error, unknown.element("UploadId"))
 
 
+def test_a_plain_object_was_completed_by_nobody(s3: Client) -> None:
+    """Not by the upload without an id and without parts: the answer would tell its ETag."""
+    s3.put("k", b"x")
+    reply = s3.post("k", query="uploadId=")
+
+    assert (404, "NoSuchUpload", "") == (reply.status, reply.error, reply.etag)
+
+
 def test_a_wrong_order_tells_of_which_upload(s3: Client) -> None:
     upload = create(s3, "k")
     refused = complete(s3, "k", upload, [(2, "0" * 32), (1, "0" * 32)])
