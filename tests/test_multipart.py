@@ -710,17 +710,6 @@ def test_uploads_are_listed_with_prefix_and_delimiter(s3: Client) -> None:
     assert (["b", "ä <&>"], ["a/"]) == (folded.elements("Key"), folded.elements("Prefix")[1:])
 
 
-def test_the_last_page_of_uploads_tells_where_it_ends_too(s3: Client) -> None:
-    """As AWS does: boto3 gives a KeyError for what is not there."""
-    empty, upload = s3.get(query="uploads"), create(s3, "a")
-    last = s3.get(query="uploads")
-
-    for page, key, number in ((empty, "", ""), (last, "a", upload)):
-        assert "false" == page.element("IsTruncated")
-        assert [key] == page.elements("NextKeyMarker")
-        assert [number] == page.elements("NextUploadIdMarker")
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, 1000])
 def test_uploads_are_listed_page_by_page(s3: Client, size: int) -> None:
     wanted = sorted((key, create(s3, key)) for key in ("a", "b", "b", "b", "c/d", "c/e"))
