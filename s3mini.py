@@ -922,11 +922,6 @@ class Head(NamedTuple):
     minor: int  # HTTP/1.minor
     length: Optional[int]  # Content-Length; None when the body is chunked or there is none
 
-    def with_query(self, text: str) -> Head:
-        """Raises InvalidURI."""
-        pairs = parse_query(text)
-        return self._replace(query_text=text, pairs=pairs, query=dict(reversed(pairs)))
-
     @property
     def is_chunked(self) -> bool:
         return "transfer-encoding" in self.headers
@@ -968,8 +963,9 @@ def parse_head(data: bytes) -> Head:
         target, host = absolute_target(line[1], target, host or "")
         headers["host"] = host  # what a signature covers is what counts [RFC 9112 §3.2.2]
     path, _, query = target.partition("?")
-    head = Head(line[1], path, "", [], {}, headers, (host or "").lower(), minor, length)
-    return head.with_query(query) if query else head
+    pairs = parse_query(query) if query else []
+    return Head(line[1], path, query, pairs, dict(reversed(pairs)), headers, (host or "").lower(),
+                minor, length)
 
 
 def parse_query(text: str) -> list[tuple[str, str]]:
@@ -1808,17 +1804,35 @@ def secret_of(keyring: Keyring, access_key: str) -> str:
     return keyring.secrets[access_key]
 
 
-def moved_headers(head: Head) -> dict[str, str]:
-    """Headers that stand in a presigned URL's query and were signed as headers all the same.
+# Headers that an SDK may move into a presigned URL's query, where they mean the same.  [JS SDK v3]
+HOISTED = re.compile(
+    "x-amz-(?:meta-.+|acl|tagging|storage-class|copy-source.*|server-side-.*|request-payer"
+    "|(?:source-)?expected-bucket-owner|(?:metadata|tagging)-directive|rename-source.*"
+    "|object-attributes|max-parts|part-number-marker|if-match-.*|write-offset-bytes"
+    "|checksum-(?:algorithm|mode|type)|mp-object-size)")
+AMZ_NAME = re.compile(f"(?i:x-amz-){TOKEN}")
 
-    In SigV2 each x-amz-*, in V4 those that SignedHeaders names: AWS takes them from the URL, and
-    who opens it need not send them. [boto3's default, JavaScript SDK v2]
+
+def hoist(head: Head) -> Head:
+    """The head with the headers that were moved into a presigned URL's query back in place.
+
+    In SigV2 each x-amz-*, in V4 those of HOISTED and those that SignedHeaders names: AWS takes them
+    from the URL, and who opens it need not send them. [boto3's default, JavaScript SDK v2] What
+    can be no header stays where it is: in SigV2 a colon or line end would read as two of them.
     """
-    query = head.query
-    names = frozenset(query.get("X-Amz-SignedHeaders", "").lower().split(";"))
-    found = {n.lower(): v.strip(" \t").encode().decode("latin-1") for n, v in query.items()
-             if n[:6].lower() == "x-amz-" and ("Signature" in query or n.lower() in names)}
-    return {n: v for n, v in found.items() if not UNSAFE.search(v)}  # a line end ends a header
+    query, is_v2 = head.query, "Signature" in head.query
+    if not is_v2 and "X-Amz-Signature" not in query:
+        return head
+    signed = frozenset(query.get("X-Amz-SignedHeaders", "").lower().split(";"))
+    moved = {n.lower(): v.strip(" \t").encode().decode("latin-1") for n, v in query.items()
+             if (is_v2 or n.lower() in signed or HOISTED.fullmatch(n.lower()))
+             and AMZ_NAME.fullmatch(n)}
+    moved = {n: v for n, v in moved.items() if not UNSAFE.search(v)}
+    if not moved:
+        return head
+    pairs = [(n, v) for n, v in head.pairs if n.lower() not in moved]
+    query = dict(reversed(pairs))
+    return head._replace(headers={**moved, **head.headers}, pairs=pairs, query=query)
 
 
 def check_no_token(head: Head) -> None:
@@ -1884,12 +1898,12 @@ def verify(
         sent = parse_iso_date(claim.date) or 0.0
         secret = secret_of(keyring, claim.access_key)
         check_window(sent - CLOCK_SKEW, sent + expires, now, **{"X-Amz-Expires": expires})
-        head = head._replace(headers={**moved_headers(head), **head.headers})
     else:
         return None
     check_no_token(head)
     check_signed_headers(head, claim)
     query = canonical_query(head.pairs, "X-Amz-Signature") if head.query_text else ""
+    head = hoist(head) if is_v4 else head
     key = signing_key(secret, claim.scope)
     if not has_signed(key, head, claim, query) and not any(
             has_signed(key, head, claim, query, **changed)
@@ -2073,7 +2087,7 @@ def verify_v2(head: Head, keyring: Keyring, bucket: str, now: float) -> Signed:
         raise S3Error("AccessDenied", "Invalid date (should be seconds since epoch): Expires")
     check_window(0, int(query["Expires"]), now)
     check_no_token(head)
-    head = head._replace(headers={**moved_headers(head), **head.headers})
+    head = hoist(head)
     # As it came, or in canonical escapes: clients differ in what they leave bare.
     heads = [head, head._replace(path=canonical_path(head.path))]
     if not bucket and re.fullmatch("/[^/]+", head.path):  # /BUCKET is signed as /BUCKET/
@@ -8742,12 +8756,6 @@ ALLOWED_NAMES = {
     ("DELETE", ""): {"versionId"},
 }
 
-# Headers that an SDK may move into a presigned URL's query, where they mean the same.  [JS SDK v3]
-HOISTED = re.compile(
-    "x-amz-(?:meta-.+|acl|tagging|storage-class|copy-source.*|server-side-.*|request-payer"
-    "|(?:source-)?expected-bucket-owner|(?:metadata|tagging)-directive|rename-source.*"
-    "|object-attributes|max-parts|part-number-marker|if-match-.*|write-offset-bytes"
-    "|checksum-(?:algorithm|mode|type)|mp-object-size)")
 # The checksum of a body that was not known when the URL was made: AWS ignores it. [JS SDK v3]
 # Headers of the body that a URL repeats: what counts is what comes with the body. [JS v2, boto3]
 IGNORED = re.compile(
@@ -8781,19 +8789,6 @@ def resolve(head: Head, scope: str) -> tuple[Operation, str]:
             if name not in AUTH_NAMES | SELECTORS | allowed and not IGNORED.fullmatch(name.lower()):
                 raise S3Error("NotImplemented", f"The parameter {name!r} is not known here.")
     return row
-
-
-def hoist(head: Head) -> Head:
-    """The head with the headers that were moved into a presigned URL's query back in place."""
-    moved = moved_headers(head)
-    if "X-Amz-Signature" in head.query:
-        moved.update((n.lower(), v.encode().decode("latin-1")) for n, v in head.query.items()
-                     if HOISTED.fullmatch(n.lower()))
-    if not moved:
-        return head
-    pairs = "&".join(p for p in head.query_text.split("&")
-                     if p.partition("=")[0].lower() not in moved)
-    return head._replace(headers={**moved, **head.headers}).with_query(pairs)
 
 
 def authorize(req: Request, needs: str) -> None:
