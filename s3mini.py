@@ -2717,7 +2717,9 @@ class FormReader:
                 name = re.search(r'\bname="([^"]*)"', value) or re.search(
                     r"\bname=([^;\s]+)", value
                 )
-                file = re.search(r'\bfilename="((?:[^"\\]|\\.)*)"', value)
+                file = re.search(r'\bfilename="((?:[^"\\]|\\.)*)"', value) or re.search(
+                    r'\bfilename=([^;\s"]+)', value  # as .NET writes it
+                )
                 found = (name[1].lower() if name else "", file[1] if file else None)
         if not found[0]:
             raise S3Error("MalformedPOSTRequest", "A part of the form has no name.")

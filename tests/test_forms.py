@@ -264,6 +264,19 @@ def test_filename_stands_for_the_name_of_the_file(
     assert ["up/" + name] == s3.get(list_type=2).elements("Key")
 
 
+def test_names_may_stand_without_quotes(server: Server, s3: Client, form: Form) -> None:
+    """As .NET's MultipartFormDataContent writes them."""
+    fields, conditions = {"key": "up/${filename}"}, (["starts-with", "$key", "up/"],)
+    named = replace(form, fields=fields, conditions=conditions)
+    quoted = b'name="file"; filename="cat.jpg"'
+    body = encode(named.signed(), b"content").replace(
+        quoted, b"name=file; filename=cat.jpg; filename*=utf-8''cat.jpg")
+
+    assert quoted not in body
+    assert 204 == send(server, form.bucket, body).status
+    assert ["up/cat.jpg"] == s3.get(list_type=2).elements("Key")
+
+
 def test_filename_stands_for_itself_where_the_file_has_no_name(
     server: Server, s3: Client, form: Form
 ) -> None:
