@@ -2046,31 +2046,22 @@ V2_RESOURCES = frozenset((
 ))
 
 
-def as_utf8(value: str) -> str:
-    """A header's value as the text that its bytes are, where they are UTF-8."""
-    try:
-        return value.encode("latin-1").decode("utf-8")
-    except UnicodeError:
-        return value
-
-
 def canonical_v2(head: Head, bucket: str, expires: str) -> str:
-    """The string that SigV2 signs in a presigned URL; the path as it came, never re-encoded."""
-    amz = sorted((n, as_utf8(v)) for n, v in head.headers.items() if n.startswith("x-amz-"))
+    """The bytes that SigV2 signs in a presigned URL, as latin-1 text; the path as it came."""
+    amz = sorted((n, v) for n, v in head.headers.items() if n.startswith("x-amz-"))
     named = sorted((n, v) for n, v in head.pairs if n in V2_RESOURCES)
     path = (f"/{bucket}" if bucket else "") + head.path
     if named:
         flags = {p for p in head.query_text.split("&") if "=" not in p}
-        path += "?" + "&".join([n if n in flags else f"{n}={v}" for n, v in named])
+        text = "&".join([n if n in flags else f"{n}={v}" for n, v in named])
+        path += "?" + text.encode().decode("latin-1")
     return "\n".join([head.method, head.headers.get("content-md5", ""),
                       head.headers.get("content-type", ""), expires,
                       *[f"{n}:{v}" for n, v in amz], path])
 
 
-def sign_v2(secret: str, text: str) -> str:
-    return base64.b64encode(
-        hmac.digest(secret.encode(), text.encode("utf-8", "surrogateescape"), "sha1")
-    ).decode()
+def sign_v2(secret: str, data: bytes) -> str:
+    return base64.b64encode(hmac.digest(secret.encode(), data, "sha1")).decode()
 
 
 def verify_v2(head: Head, keyring: Keyring, bucket: str, now: float) -> Signed:
@@ -2094,7 +2085,7 @@ def verify_v2(head: Head, keyring: Keyring, bucket: str, now: float) -> Signed:
         heads.append(head._replace(path=head.path + "/"))  # [botocore 1.44: handlers]
     text, *others = dict.fromkeys(canonical_v2(h, bucket, query["Expires"]) for h in heads)
     for candidate in (text, *others):
-        if same(sign_v2(secret, candidate), query["Signature"]):
+        if same(sign_v2(secret, candidate.encode("latin-1")), query["Signature"]):
             payload = head.headers.get("x-amz-content-sha256", UNSIGNED)  # signed, if it is there
             return Signed(query["AWSAccessKeyId"], payload)
     raise S3Error("SignatureDoesNotMatch", AWSAccessKeyId=query["AWSAccessKeyId"],
@@ -2148,7 +2139,8 @@ def verify_form(fields: Mapping[str, str], keyring: Keyring) -> Signed:
         raise S3Error("InvalidToken")
     if not is_v4:
         access_key = fields["awsaccesskeyid"]
-        expected, given = sign_v2(secret_of(keyring, access_key), policy), fields["signature"]
+        expected = sign_v2(secret_of(keyring, access_key), policy.encode())
+        given = fields["signature"]
     else:
         if fields["x-amz-algorithm"] != ALGORITHM:
             raise S3Error("InvalidArgument", f"X-Amz-Algorithm only supports {ALGORITHM}",

@@ -432,6 +432,17 @@ def test_a_signed_header_may_stand_in_the_url_alone(s3: Client, version: int) ->
     assert 200 == s3.fetch(url, "PUT", b"x", headers).status
 
 
+@BOTH
+def test_what_is_signed_is_the_bytes_of_a_header(s3: Client, version: int) -> None:
+    headers = {"content-type": 'text/plain; name="ä"', "x-amz-meta-a": "ä"}
+    url = s3.presign("PUT", "k", headers, version=version)
+    sent = {name: value.encode().decode("latin-1") for name, value in headers.items()}
+
+    for name, value in headers.items():
+        assert 403 == s3.fetch(url, "PUT", b"x", {**sent, name: value}).status
+    assert 200 == s3.fetch(url, "PUT", b"x", sent).status
+
+
 @pytest.mark.parametrize("signature", ["s3v4", "s3"])
 def test_metadata_in_the_urls_of_boto3_are_kept(
     server: Server, s3: Client, signature: str
