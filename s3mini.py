@@ -2083,6 +2083,9 @@ def verify_v2(head: Head, keyring: Keyring, bucket: str, now: float) -> Signed:
     heads = [head, head._replace(path=canonical_path(head.path))]
     if not bucket and re.fullmatch("/[^/]+", head.path):  # /BUCKET is signed as /BUCKET/
         heads.append(head._replace(path=head.path + "/"))  # [botocore 1.44: handlers]
+    bare = re.sub("=(?=&|$)", "", head.query_text)
+    if bare != head.query_text:  # ?acl= is signed as ?acl  [JavaScript SDK v2]
+        heads += [h._replace(query_text=bare) for h in heads]
     text, *others = dict.fromkeys(canonical_v2(h, bucket, query["Expires"]) for h in heads)
     for candidate in (text, *others):
         if same(sign_v2(secret, candidate.encode("latin-1")), query["Signature"]):

@@ -432,6 +432,16 @@ def test_a_signed_header_may_stand_in_the_url_alone(s3: Client, version: int) ->
     assert 200 == s3.fetch(url, "PUT", b"x", headers).status
 
 
+def test_a_name_without_a_value_may_be_signed_without_its_equals_sign(s3: Client) -> None:
+    """The JavaScript SDK v2 signs ?uploads in version 2, and writes ?uploads=."""
+    url = s3.presign("POST", "k", version=2, query="uploads")
+    longer = url.replace("?uploads&", "?uploads=&")
+
+    assert url != longer
+    assert [200, 200] == [s3.fetch(each, "POST").status for each in (url, longer)]
+    assert 403 == s3.fetch(url.replace("?uploads&", "?uploads=1&"), "POST").status
+
+
 @BOTH
 def test_what_is_signed_is_the_bytes_of_a_header(s3: Client, version: int) -> None:
     headers = {"content-type": 'text/plain; name="ä"', "x-amz-meta-a": "ä"}
