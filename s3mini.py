@@ -8116,7 +8116,7 @@ REGION = "us-east-1"  # of a bucket that was made in no other; in a signature an
 
 def region_of(about: Optional[Mapping[str, Any]]) -> str:
     """Where a bucket was made, as bucket.json says it."""
-    return str((about or {}).get("region", REGION))
+    return str((about or {}).get("region") or REGION)
 
 
 def list_buckets(req: Request) -> Response:
@@ -8190,7 +8190,7 @@ def parse_bucket_configuration(data: bytes) -> dict[str, object]:
     if root.all("Location") or root.all("Bucket"):
         raise S3Error("NotImplemented", "Directory buckets are not done here.")
     region = root.get("LocationConstraint").strip()
-    if not re.fullmatch("[A-Za-z0-9-]{0,64}", region):
+    if not re.fullmatch(r"[A-Za-z0-9_:.-]{0,64}", region):
         raise S3Error("InvalidLocationConstraint", LocationConstraint=region[:64])
     tags = parse_tags([node for group in root.all("Tags") for node in group.all("Tag")],
                       MAX_BUCKET_TAGS)

@@ -103,6 +103,14 @@ def test_a_bucket_of_the_first_region_is_where_one_without_is(world: Server) -> 
     assert "us-east-1" == s3.head().headers["x-amz-bucket-region"]
 
 
+@pytest.mark.parametrize(("name", "region"), [("ceph", "default:placement"), ("own", "my_own.2")])
+def test_a_bucket_says_a_region_that_aws_has_not(world: Server, name: str, region: str) -> None:
+    s3 = world.client("test-key", bucket=f"test-of-{name}")
+    s3.put("", configuration(f"<LocationConstraint>{region}</LocationConstraint>"))
+
+    assert region == s3.head().headers["x-amz-bucket-region"]
+
+
 @pytest.mark.parametrize("region", ["eu west", "a&#13;&#10;b: c", "é", "x" * 65])
 def test_a_region_that_is_none_makes_no_bucket(world: Server, region: str) -> None:
     s3 = world.client("test-key", bucket="test-nowhere")
