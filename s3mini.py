@@ -167,6 +167,7 @@ AGAIN_AFTER = 10  # times as long as it takes, a changing folder is listed anew 
 AT_A_GLANCE = 8  # names of a listing between looks whether the disk is read for them [ours]
 FETCHED = 256  # sidecars that are fetched ahead where it is                   [ours]
 FETCHERS = 4  # threads that fetch them                                        [measured]
+ITEMS_AT_ONCE = 64  # of a folder, between looks how far it is read            [ours]
 FEW_NAMES = 64  # a folder with fewer is read anew for each page               [ours]
 CACHED_NAMES = 64 * MIB  # of the names in folders that were listed            [ours]
 NAMES_COST = 600  # bytes that each of them takes besides its names            [measured]
@@ -3155,6 +3156,11 @@ FOLDERS_MOVED = (*GONE, IsADirectoryError)  # under a writer, who tries again
 LINK_ERRORS = (errno.ELOOP, errno.EMLINK)  # what O_NOFOLLOW answers on Linux, on BSD
 
 
+def times_of(info: os.stat_result) -> tuple[int, int]:
+    """Of a folder's last change: a restore sets back the first one only."""
+    return info.st_mtime_ns, info.st_ctime_ns
+
+
 class Folder:
     """An open directory. What is reached through it is reached without following a link."""
 
@@ -3203,9 +3209,28 @@ class Folder:
     def stat(self, name: str) -> os.stat_result:
         return os.stat(self.at(name), dir_fd=self.fd, follow_symlinks=False)
 
-    def scan(self) -> Any:
-        """os.scandir of it, to be used in a with statement."""
-        return os.scandir(self.fd if self.fd is not None else self.path)
+    def scan(self) -> Iterator[Any]:
+        """What os.scandir gives, some of it twice."""
+        if self.fd is None:
+            return os.scandir(self.path)
+        return itertools.chain.from_iterable(self._read(self.fd))
+
+    def _read(self, fd: int) -> Iterator[list[Any]]:
+        """btrfs moves a name that is renamed over to the end, and does not tell what came there
+        since the folder was opened: an object that is replaced meanwhile would be missing. So what
+        lies behind the last ones is read again until nothing changed.          [ran, Linux 6.18]
+        """
+        end = 0  # of what was read
+        for _ in range(ROUNDS):
+            before = times_of(os.fstat(fd))
+            os.lseek(fd, end, os.SEEK_SET)  # from here on btrfs tells what came until now
+            with os.scandir(fd) as found:
+                while items := list(itertools.islice(found, ITEMS_AT_ONCE)):
+                    yield items
+                    if len(items) == ITEMS_AT_ONCE:  # else it was rewound
+                        end = os.lseek(fd, 0, os.SEEK_CUR)
+            if times_of(os.fstat(fd)) == before:
+                return
 
     def close(self) -> None:
         if self.fd is not None:
@@ -3728,14 +3753,13 @@ def open_regular(folder: Folder, name: str) -> Optional[Place]:
 
 def folders_unless_file(folder: Folder) -> Optional[list[str]]:
     """The names of the folders in it; None when there is a file that is no sidecar."""
-    folders = []
-    with folder.scan() as found:
-        for item in found:
-            if item.is_dir(follow_symlinks=False):
-                folders.append(item.name)
-            elif item.is_file(follow_symlinks=False) and not is_sidecar(item.name):
-                return None
-    return folders
+    folders = set()
+    for item in folder.scan():
+        if item.is_dir(follow_symlinks=False):
+            folders.add(item.name)
+        elif item.is_file(follow_symlinks=False) and not is_sidecar(item.name):
+            return None
+    return list(folders)
 
 
 def mode_of(folder: Folder, name: str) -> int:
@@ -3921,21 +3945,20 @@ class Names:
 def scan_names(folder: Folder, is_root: bool) -> Optional[Names]:
     """The names of a folder; None when one of them is escaped, and needs more care."""
     pieces = []
-    with folder.scan() as found:
-        for item in found:
-            name = item.name
-            if name[0] == "." and (is_sidecar(name) or is_root and name == ROOM):
-                continue
-            if "%" in name:
-                return None
-            if not name.isascii() and unescape(name) is None:
-                continue
-            if item.is_dir(follow_symlinks=False):
-                pieces.append(name + "/")
-            elif item.is_file(follow_symlinks=False):
-                pieces.append(name)
+    for item in folder.scan():
+        name = item.name
+        if name[0] == "." and (is_sidecar(name) or is_root and name == ROOM):
+            continue
+        if "%" in name:
+            return None
+        if not name.isascii() and unescape(name) is None:
+            continue
+        if item.is_dir(follow_symlinks=False):
+            pieces.append(name + "/")
+        elif item.is_file(follow_symlinks=False):
+            pieces.append(name)
     pieces.sort()
-    return Names(pieces)
+    return Names(list(dict.fromkeys(pieces)))
 
 
 def tick_of(info: os.stat_result) -> float:
@@ -3970,7 +3993,7 @@ class NamesCache:
         """The names now, or at `since` if it is told. None as scan_names has it. Raises OSError."""
         now, began = time.time(), disk_time()  # before the look: it sees what was acknowledged
         info = os.stat(folder.fd if folder.fd is not None else folder.path)
-        times = info.st_mtime_ns, info.st_ctime_ns  # a restore sets back the first one only
+        times = times_of(info)
         known = self._known.get(folder.path)
         if known and known.ino == info.st_ino:
             if known.times == times:
@@ -4034,8 +4057,8 @@ class Level:
             folder = self._open(number)
             if not folder:
                 continue
-            with folder.scan() as found:
-                rows = [self._row(item, names, lead, number) for item in found]
+            found = {item.name: item for item in folder.scan()}
+            rows = [self._row(item, names, lead, number) for item in found.values()]
             yield from (row for row in rows if row)
 
     def _row(self, item: Any, names: tuple[str, ...], lead: str, number: int) -> Optional[Row]:
@@ -5117,8 +5140,8 @@ class Store:
         """Whether just these names are on the disk, the last one maybe escaped."""
         with contextlib.suppress(*GONE):
             for depth, name in enumerate(names):
-                with self.folder(names[:depth]) as folder, folder.scan() as items:
-                    found = {item.name for item in items}
+                with self.folder(names[:depth]) as folder:
+                    found = {item.name for item in folder.scan()}
                 if name not in found and (depth < len(names) - 1 or name + "%" not in found):
                     return False
             return True
@@ -6024,8 +6047,7 @@ class Uploads:
     def _parts(self, folder: Folder) -> list[Part]:
         """The newest of each number, in order."""
         found = {}
-        with folder.scan() as items:
-            names = {item.name for item in items}
+        names = {item.name for item in folder.scan()}
         for match in filter(None, map(PART_NAME.fullmatch, sorted(names))):
             with contextlib.suppress(FileNotFoundError):  # its successor has just come
                 part = self._part(folder, match)
@@ -6413,14 +6435,13 @@ class Inspector:
     def _names_in(self, folder: Folder) -> tuple[set[str], set[str], set[str]]:
         """Its files, sidecars and folders."""
         files, sidecars, below = set(), set(), set()
-        with folder.scan() as items:
-            for item in items:
-                if item.is_dir(follow_symlinks=False):
-                    below.add(item.name)
-                elif is_sidecar(item.name):
-                    sidecars.add(item.name)
-                elif item.is_file(follow_symlinks=False):
-                    files.add(item.name)
+        for item in folder.scan():
+            if item.is_dir(follow_symlinks=False):
+                below.add(item.name)
+            elif is_sidecar(item.name):
+                sidecars.add(item.name)
+            elif item.is_file(follow_symlinks=False):
+                files.add(item.name)
         return files, sidecars, below
 
     def _versions(self) -> Iterator[Finding]:

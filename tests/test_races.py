@@ -7,11 +7,13 @@ the wire, but what that comes to.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import itertools
 import os
 import shutil
+import sys
 import threading
 import time
 import zlib
@@ -887,3 +889,51 @@ def test_a_listing_begun_after_a_put_has_it_on_its_later_pages(
         page(store, "", 0)
 
     assert "z-new" in page(store, "a059", began[0])
+
+
+@pytest.mark.skipif(not s3mini.HAS_DIR_FD, reason="folders are read by descriptor: not on Windows")
+@pytest.mark.parametrize("delimiter", ["", "/"])
+def test_an_object_that_is_replaced_while_its_folder_is_read_is_listed(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch, delimiter: str
+) -> None:
+    """btrfs gives a name that is renamed over a place behind all that it was about to tell."""
+    fill(store, "folder/hot")
+    real, moved = os.scandir, []
+
+    def scandir(folder: int) -> Any:
+        items = list(real(folder))
+        if "hot" in [item.name for item in items] and not moved:
+            moved.append(True)
+            fill(store, "folder/hot")
+            items = [item for item in items if item.name != "hot"]
+        return contextlib.nullcontext(iter(items))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3mini.os, "scandir", scandir)
+        found = s3mini.list_page(store, "folder", delimiter, s3mini.Cursor(), 10)
+
+    assert moved
+    assert ["folder/" if delimiter else "folder/hot"] == [
+        *[key for key, _ in found.objects], *found.prefixes]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere all of it may be told again")
+def test_of_a_folder_that_changes_only_the_end_is_read_again(
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, told = os.scandir, []
+
+    @contextlib.contextmanager
+    def scandir(folder: int) -> Iterator[Any]:
+        with real(folder) as items:
+            told.append(0)
+            yield (told.__setitem__(-1, told[-1] + 1) or item for item in items)
+        if len(told) == 1:
+            fill(store, "new")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s3mini.os, "scandir", scandir)
+        keys = page(store, "", 0, 1000)
+
+    assert keys == sorted(set(keys))
+    assert [True, False] == [count > s3mini.FEW_NAMES for count in told]
