@@ -7001,8 +7001,10 @@ def parse_kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def parse_metadata(headers: Mapping[str, str]) -> dict[str, str]:
-    """x-amz-meta-* without the prefix, as it came. Raises MetadataTooLarge."""
+    """x-amz-meta-* without the prefix, as it came. Raises MetadataTooLarge, InvalidArgument."""
     found = {n[11:]: v for n, v in headers.items() if n.startswith("x-amz-meta-")}
+    if found and not re.fullmatch(f"(?:{TOKEN})?", "".join(found)):  # of a form, or of a URL
+        raise S3Error("InvalidArgument", "A name of metadata cannot be a header's.")
     size = sum(len(n) + len(v) for n, v in found.items())
     if size > MAX_METADATA:
         raise S3Error("MetadataTooLarge", Size=size, MaxSizeAllowed=MAX_METADATA)

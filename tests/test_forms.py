@@ -776,6 +776,17 @@ def test_a_condition_of_any_text_may_fail(server: Server, form: Form, value: str
     assert json.dumps(value) in message
 
 
+@pytest.mark.parametrize("name", ["a b", "a: b", "a\nb", "ä"])
+def test_metadata_whose_name_is_no_headers_is_refused(
+    server: Server, form: Form, name: str
+) -> None:
+    """Clients would read no header behind it, and not where the body ends."""
+    named = {f"x-amz-meta-{name}": "v"}
+    odd = replace(form, fields={**form.fields, **named}, conditions=(*form.conditions, named))
+
+    refused(server, odd, 400, "InvalidArgument")
+
+
 def test_deep_json_is_no_crash() -> None:
     for text in (b"[" * 200_000, b'{"conditions":' * 100_000):
         with pytest.raises(s3mini.S3Error) as caught:
