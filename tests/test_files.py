@@ -551,6 +551,20 @@ def test_half_a_character_makes_a_damaged_sidecar(s3: Client, folder: Path, name
     assert b"new" == s3.get("k").body
 
 
+def test_a_flipped_bit_that_leaves_half_a_character_is_damage_too(s3: Client, folder: Path) -> None:
+    s3.put("k", b"content", {"x-amz-tagging": "a=%ED%95%9C"})
+    before, later = (folder / "k").stat().st_mtime_ns, time.time_ns() + 1_000_000_000
+    data = sidecar(folder / "k").read_bytes().replace(b"%d" % before, b"%d" % later)
+    assert b"\xed\x95\x9c" in data
+    sidecar(folder / "k").write_bytes(data.replace(b"\xed\x95\x9c", b"\xed\xb5\x9c"))
+    os.utime(folder / "k", ns=(later, later))
+    tags = s3.get("k", query="tagging")
+
+    assert (200, []) == (tags.status, tags.elements("Value"))
+    assert 200 == s3.put("k", b"new").status
+    assert b"new" == s3.get("k").body
+
+
 def test_a_folder_in_a_sidecars_place_is_no_sidecar(s3: Client, folder: Path) -> None:
     s3.put("k", b"x")
     sidecar(folder / "k").unlink()
