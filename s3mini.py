@@ -4367,14 +4367,29 @@ class JoinedReader:
 def parse_about(data: bytes) -> dict[str, Any]:
     """What bucket.json says; {} for garbage."""
     with contextlib.suppress(ValueError, RecursionError):
-        value = json.loads(data)
+        value = parse_json(data)
         if (isinstance(value, dict) and isinstance(value.get("created"), int)
                 and 0 <= value["created"] < 2**40
                 and isinstance(value.get("tags", {}), dict)
+                and {str}.issuperset(map(type, value.get("tags", {}).values()))
                 and isinstance(value.get("region", ""), str)
-                and isinstance(value.get("cors", []), list)):
+                and isinstance(value.get("cors", []), list)
+                and all(map(is_cors_rule, value.get("cors", [])))):
             return value
     return {}
+
+
+def is_cors_rule(value: object) -> bool:
+    """Whether it is one as parse_cors makes them."""
+    if not isinstance(value, dict):
+        return False
+    texts = [value.get("id", "")]
+    for name in ("origins", "methods", "headers", "expose"):
+        if not isinstance(value.get(name), list):
+            return False
+        texts += value[name]
+    age = value.get("max_age", "")
+    return {str}.issuperset(map(type, texts)) and (age is None or isinstance(age, int))
 
 
 def id_of(about: Mapping[str, Any]) -> str:

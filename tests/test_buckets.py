@@ -158,7 +158,11 @@ def test_one_who_made_a_bucket_has_it(world: Server) -> None:
     assert 403 == theirs.head().status
 
 
-@pytest.mark.parametrize("garbage", [b"", b"{", b"[]", b'{"created": "x"}', b"[" * 100_000])
+@pytest.mark.parametrize("garbage", [
+    b"", b"{", b"[]", b'{"created": "x"}', b"[" * 100_000,
+    b'{"created": 1, "cors": [{"origins": ["*"]}]}', b'{"created": 1, "tags": {"a": ["b"]}}',
+    b'{"created": 1, "region": "\xed\xb5\x9c"}',
+])  # fmt: skip
 def test_a_damaged_bucket_json_stops_nobody_else(serve: Serve, garbage: bytes) -> None:
     server = serve()
     server.client("test-key", bucket="test-x").put()
