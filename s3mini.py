@@ -4484,7 +4484,7 @@ class Files:
         return path
 
     def drop(self, folder: Folder, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # no folder is ours to drop
             self.disk.unlink(folder, name)
 
     def is_old(self, folder: Folder, name: str, age: float) -> bool:

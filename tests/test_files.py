@@ -572,6 +572,8 @@ def test_a_folder_in_a_sidecars_place_is_no_sidecar(s3: Client, folder: Path) ->
 
     assert ["k"] == listed(s3)
     assert 200 == s3.head("k").status
+    assert [204, 204] == [s3.delete("k").status for _ in range(2)]
+    assert [] == listed(s3)
 
 
 def test_a_key_is_not_listed_where_nobody_would_find_it(s3: Client, folder: Path) -> None:
