@@ -9491,7 +9491,7 @@ class Connection:
         server, request_id = self.server, self.server.next_id()
         sent, code = 0, "Disconnected"
         text = (f"{found.start}x-amz-request-id: {request_id}\r\nx-amz-id-2: {request_id}\r\n"
-                f"date: {render_http_date(int(now))}\r\nserver: s3mini\r\n\r\n")
+                f"Date: {render_http_date(int(now))}\r\nServer: s3mini\r\n\r\n")
         try:
             self.stream.send(text.encode("latin-1", "replace") + found.content)
             sent, code = len(found.content), ""

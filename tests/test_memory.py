@@ -169,6 +169,21 @@ def test_it_is_what_the_long_way_answers(
         shop.hits = 0
 
 
+def test_header_names_are_written_alike(shop: Shop) -> None:
+    """Some clients look for them as AWS writes them."""
+    host, _, port = shop.address.rpartition(":")
+    names = []
+    for more in ("", "x-strange: 1\r\n"):
+        for _ in range(2):
+            with socket.create_connection((host, int(port)), timeout=20) as sock:
+                sock.sendall(f"GET /pages/k HTTP/1.1\r\nHost: x\r\n{more}\r\n".encode())
+                head = sock.recv(65536).partition(b"\r\n\r\n")[0]
+        names.append([line.partition(b":")[0] for line in head.split(b"\r\n")[1:]])
+
+    assert 1 == shop.hits
+    assert sorted(names[0]) == sorted(names[1])
+
+
 def test_a_start_is_kept_once_and_not_when_it_is_long(shop: Shop) -> None:
     client = shop.client("media-key")
     for key in ("k", "page", "long", "images/a b/ä"):
