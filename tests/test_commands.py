@@ -533,6 +533,23 @@ def test_a_socket_that_is_passed_is_served_by_whom_it_is_for(
     assert (other == 0) == said.endswith(place)
 
 
+def test_who_connects_during_a_restart_waits_where_the_socket_is_passed(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", partial(subprocess.Popen, close_fds=False))
+    with socket.create_server(("127.0.0.1", 0)) as passed:
+        passed.set_inheritable(True)
+        first = start(str(passed.fileno()), "0", "dev", code=PASSES_A_SOCKET)
+        first.read_until("listening on")
+        assert 0 == first.end()
+        with socket.create_connection(passed.getsockname(), PATIENCE) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: s3\r\n\r\n")
+            start(str(passed.fileno()), "0", "dev", code=PASSES_A_SOCKET)
+            answer = client.recv(1000)
+
+    assert answer.startswith(b"HTTP/1.1 403 ")
+
+
 @pytest.mark.parametrize("mark", ["", "@"])
 def test_systemd_is_told_what_it_is_about(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str
