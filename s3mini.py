@@ -420,21 +420,25 @@ def parse_public(text: str) -> tuple[str, ...]:
         if prefix.startswith("/"):  # it would open nothing
             raise ValueError(f"{prefix!r} begins with a slash, and keys do not; write "
                              f"{prefix.lstrip('/')}")
-        if prefix.endswith("*"):  # so would a pattern, which this is not
-            raise ValueError(f"{prefix!r} is a prefix as it is; to open all that begins with it "
-                             f"write {prefix.rstrip('*')}")
+        if "*" in prefix:  # so would a pattern, which this is not
+            raise ValueError(f"{prefix!r} has a *, and a prefix is no pattern: it opens all that "
+                             "begins with it; write it without, like images/")
     return parse_list(text)
 
 
 def parse_origins(text: str) -> tuple[str, ...]:
-    """Origins whose pages may use the bucket: "*" or https://app.example.com. Raises ValueError."""
+    """Origins whose pages may use the bucket: "*" or https://app.example.com. Raises ValueError.
+
+    Browsers send them in small letters. [WHATWG: URL, host parsing]
+    """
     for origin in parse_list(text):
         if re.fullmatch("[^:/]+://[^/]+/+", origin):
             raise ValueError(f"{origin!r} has a slash behind it, and origins do not; write "
                              f"{origin.rstrip('/')}")
-        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.:*\[\]-]+", origin):
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[a-z0-9.:*\[\]-]+", origin,
+                                              re.IGNORECASE):
             raise ValueError(f"{origin!r} is neither * nor an origin like https://app.example.com")
-    return parse_list(text)
+    return parse_list(text.lower())
 
 
 # Their values may go on in further lines.
@@ -665,6 +669,11 @@ class IniReader:
             if is_looked_at and re.fullmatch(f"(?s){quoted}", text):
                 self.fail(section, option.name, f"{option.name} in [{section}]: quotes would be a "
                           "part of the value; take them away")
+            if is_looked_at and re.search(r"\s[#;]", text):
+                other = (", or put a secret that has this in it into a file: secret_key = file:PATH"
+                         if option.name == "secret_key" else "")
+                self.fail(section, option.name, f"{option.name} in [{section}]: a comment has a "
+                          f"line of its own; move what stands behind the value{other}")
             if "\n" in text and option.parse not in LISTS:
                 self.fail(section, option.name, f"{option.name} in [{section}]: the line below is "
                           "further in and goes on with it; begin both at the left")
@@ -699,8 +708,8 @@ class IniReader:
             missing = "secret_key" if found["access_key"] else "access_key"
             self.fail(name, "", f"[{name}] has no {missing}; add one")
         if not re.fullmatch("(?:[!-~](?<![/,]))*", found["access_key"]):
-            self.fail(name, "access_key", f"access_key in [{self.home(name, 'access_key')}]: ASCII "
-                      "without spaces, '/' or ','")
+            self.fail(name, "access_key", f"access_key in [{self.home(name, 'access_key')}]: it is "
+                      "ASCII without spaces, '/' or ','; choose another")
         found["path"] = found["path"] and self.absolute(found["path"])
         if found["path"] and ("*" in pattern or "path" not in own):
             self.fail(name, "path",
@@ -719,10 +728,6 @@ class IniReader:
         kind, _, place = text.partition(":")
         if place and kind not in ("env", "file") and kind.lower() in ("env", "file"):
             self.fail(section, "secret_key", f"{where}write {kind.lower()}: in small letters")
-        if re.search(r"\s[#;]", text):
-            self.fail(section, "secret_key", f"{where}a comment has a line of its own; move what "
-                      "stands behind the secret, or put one that has this in it into a file: "
-                      "secret_key = file:PATH")
         found = text
         if kind == "env":
             found = os.environ.get(place, "").strip()

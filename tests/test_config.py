@@ -256,7 +256,8 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
         6,
         ["[bbb] would hold /usr/share/c.pem", "private"],
     ),
-    "a star in public": (GOOD + "public = images/*\n", 4, ["'images/*'", "write images/"]),
+    "a star in public": (GOOD + "public = images/*\n", 4, ["'images/*'", "like images/"]),
+    "a star within public": (GOOD + "public = images/*.jpg\n", 4, ["'images/*.jpg'", "no pattern"]),
     "an origin with a path": (
         GOOD + "cors = https://app.example.com/\n", 4, ["slash", "write https://app.example.com"]),
     "a port alone": ("[SERVER]\nlisten = :9000\n" + GOOD, 2, ["':9000'", "write 0.0.0.0:9000"]),
@@ -271,6 +272,10 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
         2,
         ["secret_key in [DEFAULT]", "comment", "line of its own", "secret_key = file:PATH"],
     ),
+    "a comment behind a folder": (
+        "[SERVER]\ndata = /srv/s3  # note\n" + GOOD, 2, ["data in [SERVER]", "line of its own"]),
+    "a comment behind a choice": (
+        GOOD + "public = read ; note\n", 4, ["public in [media]", "line of its own"]),
     "a file in capitals": (
         "[media]\naccess_key = k\nsecret_key = FILE:/etc/x\n",
         3,
@@ -285,7 +290,7 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
         "[SERVER]\ndomain = .\n" + GOOD, 2, ["'.' begins with a dot; write s3.example.com"]),
     "no data folder": ("[SERVER]\ndata =\n" + GOOD, 2, ["data in [SERVER]", "s3mini-data"]),
     "a key that is no ASCII": (
-        "[media]\naccess_key = ä\nsecret_key = s\n", 2, ["access_key in [media]: ASCII"]),
+        "[media]\naccess_key = ä\nsecret_key = s\n", 2, ["in [media]: it is ASCII", "choose"]),
     "nothing": ("", 1, ["no bucket", "[media]", "access_key"]),
     "no bucket": ("# my buckets\n[SERVER]\nlisten = a:1\n", 1, ["no bucket", "[media]"]),
     "no section": ("access_key = x\n", 1, ["section"]),
@@ -432,6 +437,12 @@ def test_values_are_read_as_they_are_meant(tmp_path: Path) -> None:
         config.sections[0].cors,
         config.sections[0].path,
     )
+
+
+def test_an_origin_is_what_browsers_send_however_it_is_written(tmp_path: Path) -> None:
+    config = load(tmp_path, GOOD + "cors = https://App.Example.com\n")
+
+    assert ("https://app.example.com",) == config.sections[0].cors
 
 
 def test_a_secret_may_stand_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
