@@ -10690,8 +10690,8 @@ def chosen_buckets(config: Config, bucket: str, troubles: list[str]) -> Iterator
         except S3Error:
             if not bucket:
                 continue  # it was deleted just now
-            raise ConfigError(f"there is no bucket {name!r}; `config` shows those there are"
-                              ) from None
+            raise ConfigError(f"there is no bucket {name!r} in buckets.ini or {config.data}; "
+                              "--config or --data names another") from None
         except PermissionError:
             is_there = True  # whoever uses it says so
         except OSError as why:
@@ -10957,11 +10957,11 @@ def parse_arguments(argv: list[str]) -> Any:
 
     parser = argparse.ArgumentParser(prog="s3mini.py", description="S3 in one Python file.")
     parser.add_argument("--version", action="version", version=f"s3mini {__version__}")
-    parser.set_defaults(run=command_first, config="buckets.ini", listen="", data="")
+    parser.set_defaults(run=command_first, usage=parser, config="buckets.ini", listen="", data="")
     commands = parser.add_subparsers(metavar="COMMAND")
     for name, function in COMMANDS.items():
         command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
-        command.set_defaults(run=function)
+        command.set_defaults(run=function, usage=command)
         if name != "dev":
             command.add_argument("--config", default="buckets.ini", help="default: buckets.ini")
         if name in ("serve", "dev"):
@@ -10980,7 +10980,10 @@ def parse_arguments(argv: list[str]) -> Any:
             command.add_argument("--example", action="store_true", help="print buckets.ini.example")
         if name == "dev":
             command.add_argument("buckets", nargs="*", metavar="BUCKET", help="default: media")
-    return parser.parse_args(argv)
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:  # argparse would show what the program takes, not what the command does
+        options.usage.error(f"not known here: {' '.join(unknown)}")
+    return options
 
 
 FLAGS = {

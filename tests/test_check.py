@@ -533,6 +533,15 @@ def test_what_only_the_server_needs_stops_no_command(tmp_path: Path, command: st
         s3mini.load_config(str(config))
 
 
+@pytest.mark.parametrize("command", ["check", "manifest", "undelete"])
+def test_it_says_where_it_looked_for_a_bucket(tmp_path: Path, command: str) -> None:
+    config = tmp_path / "buckets.ini"
+    config.write_text("[test-*]\naccess_key = k\nsecret_key = s\n")
+    ran = run(SimpleNamespace(config=config, data=tmp_path), command, "test-1")
+
+    assert (2, True) == (ran.code, f"'test-1' in buckets.ini or {tmp_path};" in ran.err)
+
+
 def test_it_says_where_it_found_no_bucket(tmp_path: Path) -> None:
     config = tmp_path / "buckets.ini"
     config.write_text("[*]\naccess_key = k\nsecret_key = s\n")

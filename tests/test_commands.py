@@ -602,6 +602,14 @@ def test_version_and_help(start: Start) -> None:
     assert "Traceback" not in unknown.said
 
 
+def test_a_command_that_is_told_too_much_says_what_it_takes(start: Start) -> None:
+    said = [(p.end(0), p.said) for p in (start("serve", "my.ini"), start("check", "b", "--port=1"))]
+
+    assert [2, 2] == [code for code, _ in said]
+    expected = [("serve [-h] [--config CONFIG]", "my.ini"), ("check [-h]", "--port=1")]
+    assert all(word in said[n][1] for n, words in enumerate(expected) for word in words)
+
+
 # -- a unix socket ---------------------------------------------------------------------------------
 
 
