@@ -9177,6 +9177,9 @@ class Pace:
 DONTWAIT = getattr(socket, "MSG_DONTWAIT", 0)  # 0: no front; each connection keeps its thread
 
 
+TLS_HELLO = b"\x16"  # the first byte of who was told https:// [RFC 8446 §5.1]
+
+
 class Stream:
     """A connection's bytes, with what was read ahead and what could not be sent yet.
 
@@ -9315,11 +9318,13 @@ class Stream:
     def next_head(self) -> bytes:
         """The next request's head with its empty line, if all of it is read ahead; else b"".
 
-        Raises RequestHeaderSectionTooLarge.
+        Raises RequestHeaderSectionTooLarge, BadRequest.
         """
         if self.ahead[:1] in (b"\r", b"\n"):
             self.ahead = self.ahead.lstrip(b"\r\n")
         end = self.ahead.find(b"\r\n\r\n")
+        if end < 0 and self.ahead[:1] == TLS_HELLO:  # else it would wait for more until we time out
+            raise S3Error("BadRequest", "The client speaks TLS, and this is plain http.")
         if end > MAX_HEAD or end < 0 and len(self.ahead) > MAX_HEAD:
             raise S3Error("RequestHeaderSectionTooLarge", MaxSizeAllowed=MAX_HEAD)
         size = end + 4 if end >= 0 else 0
@@ -9329,7 +9334,7 @@ class Stream:
     def read_head(self) -> bytes:
         """The next request's head with its empty line, b"" at the connection's end.
 
-        Raises QuietError, RequestHeaderSectionTooLarge, RequestTimeout, Disconnected.
+        Raises QuietError, RequestHeaderSectionTooLarge, BadRequest, RequestTimeout, Disconnected.
         """
         deadline = 0.0
         while True:

@@ -261,6 +261,12 @@ def test_a_head_that_breaks_off_is_none() -> None:
         assert b"" == received(get()[:end], 65536)[0]
 
 
+@pytest.mark.parametrize("size", [1, 65536])
+def test_who_begins_with_tls_is_refused_at_once(size: int) -> None:
+    with pytest.raises(s3mini.S3Error, match="plain http"):
+        received(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", size)
+
+
 @pytest.mark.parametrize("size", [1000, 65536])
 def test_a_head_has_its_limit(size: int) -> None:
     line = b"A: " + b"x" * (s3mini.MAX_HEAD - len(get()) - 3)
