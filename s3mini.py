@@ -2029,8 +2029,11 @@ def mistakes(head: Head, query: str) -> Iterator[tuple[str, dict[str, str]]]:
            {"path": quote(path, safe="/-._~")})
     yield cause + "unescaped.", {"path": unquote_to_bytes(path).decode("latin-1")}
     yield cause + "with + for a space.", {"path": path.replace("%20", "+")}
-    yield (cause + "with // merged. In nginx: merge_slashes off; and proxy_pass without a path.",
-           {"path": re.sub("/+", "/", path)})
+    yield cause + "with // merged.", {"path": re.sub("/+", "/", path)}
+    for slash in itertools.islice(re.finditer("/", path), 10):
+        yield ("The client signed a path with //, and a proxy merged them. In nginx: proxy_pass "
+               "without a path, not even /; merge_slashes off;",
+               {"path": f"{path[:slash.start()]}/{path[slash.start():]}"})
     yield cause + "without its trailing slash.", {"path": path.rstrip("/") or "/"}
     if head.query_text:
         for plus in ("%2B", "+"):

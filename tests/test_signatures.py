@@ -1081,7 +1081,9 @@ EXPLAINED = {
     "escaped twice": (arrived("/m/a%2520b", "/m/a%20b"), "escapes twice"),
     "unescaped": (arrived("/m/a b", "/m/a%20b"), "unescaped"),
     "plus in the path": (arrived("/m/a+b", "/m/a%20b"), "+ for a space"),
-    "slashes merged": (arrived("/m/a/b", "/m//a///b"), "merge_slashes off"),
+    "slashes merged": (arrived("/m/a/b", "/m//a///b"), "with // merged."),
+    "slashes merged by nginx": (arrived("/m/a//b", "/m/a/b"), "merge_slashes off"),
+    "a slash merged at the end": (arrived("/m/a//", "/m/a/"), "merge_slashes off"),
     "trailing slash": (arrived("/m", "/m/"), "trailing slash"),
     "plus in the query": (
         arrived("/m", "/m", query="?prefix=a%20b", signed_query="prefix=a%2Bb"),
