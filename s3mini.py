@@ -7010,8 +7010,11 @@ def parse_acl(req: Request, canned: str) -> str:
     """
     acl = CANNED_ACLS[canned]
     is_open = is_public(req.section, req.key)
-    if acl is None or acl and not is_open and not (req.section and req.section.acl):
+    if acl is None:
         raise S3Error("AccessControlListNotSupported")
+    if acl and not is_open and not (req.section and req.section.acl):
+        raise S3Error("AccessControlListNotSupported", "The bucket does not allow ACLs that change "
+                      "access; in buckets.ini public = opens prefixes, acl = yes lets ACLs do it.")
     return "" if is_open else acl
 
 

@@ -416,6 +416,10 @@ def test_an_acl_that_would_change_something_is_refused(s3: Client, acl: str) -> 
     assert b"old" == s3.get("k").body
 
 
+def test_who_asks_for_public_read_is_told_what_would_open_it(s3: Client) -> None:
+    assert "acl = yes" in s3.put("k", b"x", {"x-amz-acl": "public-read"}).element("Message")
+
+
 @pytest.mark.parametrize("acl", ["public-read-write", "authenticated-read", "aws-exec-read"])
 def test_acl_yes_opens_for_reading_only(media: Client, acl: str) -> None:
     reply = media.put("wide", b"x", {"x-amz-acl": acl})
