@@ -8980,6 +8980,10 @@ def start_of(known: Known, section: Section, with_checksums: bool) -> str:
     return known.starts.setdefault(kind, start) if len(start) <= KIB else start
 
 
+# What is said of a bucket that is a key, or of none at all.
+ASTRAY = ("NoSuchBucket", "NotImplemented", "MethodNotAllowed", "MalformedXML")
+
+
 class App:
     """A request's head and body in, its answer out. Shared by all threads."""
 
@@ -9067,6 +9071,9 @@ class App:
             answer.response = self.operate(call, answer, key, in_host)
         except S3Error as why:
             answer.code = why.code
+            if why.code in ASTRAY:
+                hint = self.hint_of_host(call.head.host, answer)
+                why.args = (f"{str(why).rstrip('.')}. {hint}" if hint else str(why),)
             answer.access_key = answer.access_key or str(why.fields.get("AWSAccessKeyId", ""))
             if why.code in ("SignatureDoesNotMatch", "InvalidAccessKeyId") and call.address:
                 self.failures.add(call.address, call.now)
@@ -9081,6 +9088,20 @@ class App:
             headers.update(cors_headers(answer.rules, call.head))
             headers["vary"] = VARY
         return answer
+
+    def hint_of_host(self, host: str, answer: Answer) -> str:
+        """For a client that names its bucket in the Host, where that is below no domain of ours:
+        we took the key's first segment for the bucket, and what we say is of something else.
+        """
+        name, _, domain = host.partition(".")
+        grants = self.buckets.grants
+        with contextlib.suppress(OSError):
+            if (answer.access_key and domain and is_bucket_name(name)
+                    and grants(name, answer.access_key)
+                    and not grants(answer.bucket, answer.access_key)):
+                return (f"Does the client name its bucket {name} in the host? Let it use path "
+                        f"style, or set domain = {domain.partition(':')[0]} in buckets.ini.")
+        return ""
 
     def operate(self, call: Call, answer: Answer, key: str, in_host: str) -> Response:
         """Who, what, whether they may, and then the operation. Raises S3Error, OSError."""

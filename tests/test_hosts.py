@@ -86,6 +86,28 @@ def test_other_hosts_are_path_style(path_style: Client, host: str) -> None:
     assert b"x" == replace(path_style, host=host).get("k").body
 
 
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [("GET", "/?list-type=2"), ("GET", "/a/b"), ("PUT", "/a/b"), ("PUT", "/a.txt"), ("PUT", "/")],
+)
+def test_a_bucket_below_no_domain_of_ours_is_told_of(
+    virtual: Client, method: str, target: str
+) -> None:
+    stray = replace(virtual, host="media.localhost:9000")
+    reply = stray(method, target=target, body=b"x" * (method == "PUT"))
+
+    assert 400 <= reply.status
+    assert ". Does the client name its bucket media in the host?" in reply.element("Message")
+    assert reply.element("Message").endswith("or set domain = localhost in buckets.ini.")
+    unsigned = stray.anonymous()(method, target=target, body=b"")
+    assert "domain" not in unsigned.element("Message")
+
+
+def test_a_bucket_that_is_not_there_is_no_matter_of_the_host(path_style: Client) -> None:
+    for client in (path_style, replace(path_style, host="other.localhost")):
+        assert "domain" not in client.get("/nothing/k").element("Message")
+
+
 def test_a_name_may_end_with_a_dot(virtual: Client) -> None:
     virtual.put("k", b"x")
 
