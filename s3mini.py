@@ -6771,6 +6771,13 @@ def union_of_modes(sections: tuple[Section, ...], access_key: str) -> frozenset[
     return frozenset().union(*(MODES[s.mode] for s in sections if s.access_key == access_key))
 
 
+def advice_on(why: Exception) -> str:
+    """What to do about a folder in which nothing can be made, or ""."""
+    if isinstance(why, OSError) and why.errno == errno.EROFS:
+        return "; mount it for writing; under systemd: ReadWritePaths="
+    return "; this user must own it" if isinstance(why, PermissionError) else ""
+
+
 class Buckets:
     """Every bucket by name, and who may use it."""
 
@@ -6809,10 +6816,8 @@ class Buckets:
             except OSError as why:
                 if not section.path:
                     raise
-                advice = ("mount it for writing; under systemd: ReadWritePaths="
-                          if why.errno == errno.EROFS else "this user must own it")
                 raise self.config.mistake("path", section.name, f"cannot use {section.path}: "
-                                          f"{why.strerror}; {advice}") from None
+                                          f"{why.strerror}{advice_on(why)}") from None
         return [*self.clean(), *self._each(Store.count)]
 
     def clean(self, age: float = 0) -> list[str]:
@@ -10595,8 +10600,8 @@ def run(config: Config, greeting: str = "") -> int:
     try:
         troubles = Buckets(config, Disk(config.durability == "disk")).prepare()
     except (OSError, S3Error) as why:
-        advice = "; this user must own it" if isinstance(why, PermissionError) else ""
-        raise ConfigError(f"cannot use the data folder {config.data}: {why}{advice}") from None
+        raise ConfigError(f"cannot use the data folder {config.data}: {why}{advice_on(why)}"
+                          ) from None
     for trouble in troubles:
         warn(trouble)
     for sock in listeners:

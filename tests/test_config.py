@@ -670,6 +670,42 @@ def test_a_bucket_folder_that_cannot_be_used_is_a_sentence(tmp_path: Path) -> No
     assert f"s3mini: {path} line 4: path in [media]: cannot use {folder}: " in done.stderr
 
 
+NOTHING_CAN_BE_MADE = """
+import errno, os, sys
+sys.path.insert(0, sys.argv.pop(1))
+import s3mini
+number = getattr(errno, sys.argv.pop(1))
+def mkdir(path, *more, **named):
+    if os.path.exists(path):
+        raise FileExistsError(errno.EEXIST, "", path)
+    raise OSError(number, os.strerror(number), path)
+os.mkdir = mkdir
+sys.exit(s3mini.main())
+"""
+
+
+@pytest.mark.parametrize("which", ["path", "data"])
+@pytest.mark.parametrize(("error", "advice"), [
+    ("EROFS", "; mount it for writing; under systemd: ReadWritePaths="),
+    ("EACCES", "; this user must own it"), ("ENOSPC", "")])
+def test_a_folder_that_cannot_be_written_comes_with_what_helps(
+    tmp_path: Path, which: str, error: str, advice: str
+) -> None:
+    path, data, served = (tmp_path / name for name in ("buckets.ini", "data", "served"))
+    path.write_text(GOOD + (f"path = {served}\n" if which == "path" else ""))
+    path.chmod(0o600)
+    data.mkdir()
+    served.mkdir()
+    command = [sys.executable, "-c", NOTHING_CAN_BE_MADE, str(PROGRAM.parent), error, "serve",
+               "--config", str(path), "--data", str(data), "--listen", "127.0.0.1:0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+    assert (2, 1) == (done.returncode, done.stderr.count("\n")), done.stderr
+    assert f"cannot use {served}" in done.stderr or which == "data"
+    assert done.stderr.endswith(f"{advice}\n")
+    assert advice or "must own" not in done.stderr
+
+
 def test_one_more_key_may_come_first_and_inherits(tmp_path: Path) -> None:
     """What stands in [DEFAULT] is nobody's mistake; the bucket's own section is what counts."""
     config = load(
