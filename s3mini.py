@@ -716,8 +716,7 @@ class IniReader:
                       f"path in [{name}]: a folder of its own needs a bucket of its own")
         # Never made here: where its disk is not mounted the objects would go to another one. [ours]
         if self.to_serve and found["path"] and not os.path.isdir(found["path"]):
-            self.fail(name, "path", f"path in [{name}]: there is no folder {found['path']}; make "
-                      "it, or mount its disk")
+            self.fail(name, "path", f"path in [{name}]: {no_folder(found['path'])}")
         return Section(name=name, pattern=pattern, **found)
 
     def secret(self, section: str, text: str) -> str:
@@ -854,6 +853,18 @@ def near(word: str, known: Mapping[str, object]) -> str:
 
     found = difflib.get_close_matches(word.lower(), [k.lower() for k in known], 1, 0.6)
     return f"; did you mean {next(k for k in known if k.lower() == found[0])}?" if found else ""
+
+
+def no_folder(path: str) -> str:
+    """Why there is none for this user, and what to do."""
+    try:
+        os.stat(path)
+    except PermissionError as why:  # the unit's ProtectHome= locks /home, whoever owns it
+        return (f"cannot reach {path}: {why.strerror}; let this user into each folder above it; "
+                "under systemd: ProtectHome=no")
+    except OSError:
+        pass
+    return f"there is no folder {path}; make it, or mount its disk"
 
 
 def user_name(number: int) -> str:

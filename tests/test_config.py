@@ -628,6 +628,25 @@ def test_an_unmounted_disk_is_not_served(tmp_path: Path) -> None:
     assert not (tmp_path / "mnt").exists()
 
 
+def test_a_folder_that_cannot_be_reached_is_not_said_to_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ProtectHome=yes locks /home: who is told to make what is there looks in the wrong place."""
+    real = os.stat
+
+    def stat(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+        if path == "/home/you/media":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "stat", stat)
+    said = mistake(tmp_path, GOOD + "path = /home/you/media\n")
+
+    assert "line 4: path in [media]: cannot reach /home/you/media: Permission denied; " in said
+    assert "ProtectHome=" in said
+    assert "make it" not in said
+
+
 def test_a_data_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     path = tmp_path / "buckets.ini"
     path.write_text(GOOD)
