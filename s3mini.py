@@ -877,13 +877,16 @@ def user_name(number: int) -> str:
         return f"'#{number}'"
 
 
+NOBODY = 65534  # each user that a user namespace does not know, as under PrivateUsers= [systemd]
+
+
 def whose(path: str) -> str:
     """What to do about a file that this user may not read: it may be the server's, or root's."""
     seen = path = os.path.abspath(path)
     while seen != os.path.dirname(seen) and not os.path.exists(seen):
         seen = os.path.dirname(seen)
     owner = os.stat(seen).st_uid
-    if not hasattr(os, "geteuid") or owner in (0, os.geteuid()):
+    if not hasattr(os, "geteuid") or owner in (0, os.geteuid(), NOBODY):
         return ("let the server's user own it" if seen == path else
                 "run this as the server's user, and name buckets.ini with --config")
     return f"run this as its owner, with `sudo -u {user_name(owner)}` before it"

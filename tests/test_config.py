@@ -549,7 +549,8 @@ def test_to_do_as_it_is_warned_locks_no_server_out(
 
 
 @pytest.mark.parametrize(("owner", "advice"), [
-    (0, "let the server's user own it"), (54321, "with `sudo -u '#54321'` before it")])
+    (0, "let the server's user own it"), (54321, "with `sudo -u '#54321'` before it"),
+    (65534, "let the server's user own it")])  # whoever it is: PrivateUsers= hides him
 def test_who_may_not_read_the_file_is_told_who_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, advice: str
 ) -> None:
