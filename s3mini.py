@@ -552,6 +552,7 @@ class Config(NamedTuple):
     sections: tuple[Section, ...] = ()
     secrets: Mapping[str, str] = {}  # access key -> secret
     places: Mapping[str, str] = {}  # "path in [media]" -> "FILE line 7"
+    unused: str = ""  # the data folder that the file names, where --data is another
 
     def __repr__(self) -> str:
         return f"<Config {self.sections}>"  # without its secrets
@@ -641,6 +642,8 @@ class IniReader:
                       "move it into a bucket's section")
         sections = tuple(self.section(name, {**defaults, **table}, table)
                          for name, table in tables.items())
+        own = os.path.expanduser(server["data"])  # a relative one counts where no other is told
+        unused = own if os.path.isabs(own) and self.data not in ("", os.path.abspath(own)) else ""
         server["data"] = self.data or self.absolute(server["data"])
         for name in ("tls_cert", "tls_key"):
             server[name] = server[name] and self.absolute(server[name])
@@ -653,7 +656,7 @@ class IniReader:
         known = {s.access_key: s.secret_key for s in sections if s.access_key}
         places = {f"{option} in [{name}]": f"{self.source} line {self.line_of(name, option)}"
                   for name, table in self.tables.items() for option in table}
-        return Config(**server, sections=sections, secrets=known, places=places)
+        return Config(**server, sections=sections, secrets=known, places=places, unused=unused)
 
     def values(self, section: str, scope: str, table: Mapping[str, str]) -> dict[str, Any]:
         """The section's options, parsed, with defaults. Raises ConfigError."""
@@ -10573,6 +10576,8 @@ def warn_of_settings(config: Config) -> None:
     for section in config.sections:
         if section.secret_key.startswith("change-me"):
             warn(f"[{section.name}] has the example's secret_key; write one of your own")
+    if config.unused:
+        warn(f"data in [SERVER] is {config.unused}, and not used: --data {config.data} counts")
     try:
         check_user(config.data)
     except ConfigError as why:

@@ -648,6 +648,22 @@ def test_a_folder_that_cannot_be_reached_is_not_said_to_be_missing(
     assert "make it" not in said
 
 
+@pytest.mark.parametrize(("written", "told", "warned"), [
+    ("data = /srv/s3", "/var/lib/s3mini", True), ("data = /srv/s3", "/srv/s3/", False),
+    ("data = /srv/s3", "", False), ("data = s3mini-data", "/var/lib/s3mini", False),
+    ("", "/var/lib/s3mini", False)])
+def test_a_data_folder_that_the_command_line_overrules_is_warned_of(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], written: str, told: str, warned: bool
+) -> None:
+    """The unit names one: who moves it in buckets.ini alone would be served empty buckets."""
+    path = tmp_path / "buckets.ini"
+    path.write_text(f"[SERVER]\n{written}\n{GOOD}")
+    s3mini.warn_of_settings(s3mini.load_config(str(path), told))
+    sentence = "data in [SERVER] is /srv/s3, and not used: --data /var/lib/s3mini counts"
+
+    assert (f"s3mini: {sentence}\n" if warned else "") == capfd.readouterr().err
+
+
 def test_a_data_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     path = tmp_path / "buckets.ini"
     path.write_text(GOOD)
