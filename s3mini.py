@@ -2530,7 +2530,7 @@ def parse_trailer(headers: Mapping[str, str], payload: str, has_header: bool) ->
 def hashers() -> Any:
     """A queue; what is put there is called by one of as many threads as there are cores.
 
-    hashlib works without Python's lock, while others receive and write.
+    hashlib works without Python's lock, while others receive and write. Raises ServiceUnavailable.
     """
     import queue
 
@@ -2545,7 +2545,7 @@ def hashers() -> Any:
             threading.Thread(target=work, daemon=True).start()
         except RuntimeError:  # there are no more threads to be had: one will do
             if not number:
-                raise
+                raise S3Error("ServiceUnavailable") from None
     return tasks
 
 
@@ -2566,9 +2566,11 @@ class Md5Behind:
         self._changed: Optional[threading.Condition] = None
 
     def update(self, data: bytes) -> None:
+        """Raises ServiceUnavailable where no thread can be had."""
         if not self._pieces and len(data) < SMALL:
             self._md5.update(data)
             return
+        tasks = hashers()
         self._changed = self._changed or threading.Condition()
         with self._changed:
             while len(self._pieces) >= HASH_AHEAD:
@@ -2576,7 +2578,7 @@ class Md5Behind:
             self._pieces.append(data)
             is_first = len(self._pieces) == 1
         if is_first:
-            hashers().put(functools.partial(self._hash_one, self._changed))
+            tasks.put(functools.partial(self._hash_one, self._changed))
 
     def _hash_one(self, changed: threading.Condition) -> None:
         self._md5.update(self._pieces[0])

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import io
 import random
+import threading
 import zlib
 from collections.abc import Mapping
 from typing import Callable, Optional
@@ -838,3 +839,22 @@ def test_the_md5_behind_the_reader_is_the_md5_of_all(seed: int) -> None:
 
     assert [plain.digest() for _, plain in bodies] == [behind.digest() for behind, _ in bodies]
     assert bodies[0][1].digest() == bodies[0][0].digest()
+
+
+def test_a_body_that_no_thread_can_hash_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no more threads; once it has, all is well."""
+    data = bytes(s3mini.SMALL)
+
+    def no_more(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    s3mini.hashers.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_more)
+        with pytest.raises(s3mini.S3Error) as why:
+            s3mini.Md5Behind().update(data)
+    behind = s3mini.Md5Behind()
+    behind.update(data)
+
+    assert "ServiceUnavailable" == why.value.code
+    assert hashlib.md5(data).digest() == behind.digest()
