@@ -4662,13 +4662,6 @@ class Quota:
                 raise S3Error("QuotaExceeded", Quota=self.limit)
             write_number(fd, max(0, total))
 
-    def over(self, length: int) -> int:
-        """By how many bytes that many more are too many; 0 or less where they are not."""
-        if not self.limit or not length:
-            return 0
-        with self.usage() as fd:
-            return read_number(fd) + length - self.limit
-
     def restart(self, total: int, began: int) -> None:
         """What is held, as it was counted from `began` on, in ns."""
         with self.usage() as fd:
@@ -4681,6 +4674,19 @@ class Quota:
             with self.usage() as fd:
                 if info.st_ctime_ns > read_number(fd, line=1):
                     write_number(fd, max(0, read_number(fd) + info.st_size - known))
+
+    def check(self, length: int, there: int = 0, freed: Callable[[], int] = int) -> None:
+        """Whether `length` more bytes are allowed, of which the disk has `there` already.
+
+        Where they are too many, `freed` is asked how many the quota gets back for them. Raises
+        InsufficientStorage, QuotaExceeded.
+        """
+        if self.limit and length:
+            with self.usage() as fd:
+                over = read_number(fd) + length - self.limit
+            if over > 0 and over > freed():
+                raise S3Error("QuotaExceeded", Quota=self.limit)
+        self.check_free(length - there)
 
     def check_free(self, length: int) -> None:
         """Whether `length` more bytes leave min_free. Raises InsufficientStorage."""
@@ -5050,24 +5056,6 @@ class Store:
             return name.endswith(".json")
         return is_sidecar(name)
 
-    def check_room(self, length: int, key: str = "", there: int = 0) -> None:
-        """Whether `length` more bytes are allowed, of which the disk has `there` already.
-
-        With `key` they take the place of that object's: the quota gets those back. Raises
-        InsufficientStorage, QuotaExceeded.
-        """
-        over = self.quota.over(length)
-        if over > 0:
-            with contextlib.suppress(S3Error):
-                over -= self._freed_by(self.head(key) if key else None)
-        if over > 0:
-            raise S3Error("QuotaExceeded", Quota=self.quota.limit)
-        self.quota.check_free(length - there)
-
-    def _freed_by(self, old: Optional[Entry]) -> int:
-        """The bytes that the quota gets back when an object is replaced: none where it is kept."""
-        return old.size if old and not self.versions.keep else 0
-
     # -- reading ---------------------------------------------------------------------------------
 
     def open(self, key: str) -> Found:
@@ -5376,9 +5364,15 @@ class Store:
         `describe` is called when the body is verified, `check` with the old entry (or None)
         under the key's lock. Raises what they and the body raise, InsufficientStorage, OSError.
         """
-        self.check_room(body.length or 0, key)
+
+        def freed() -> int:
+            with contextlib.suppress(S3Error):
+                return 0 if self.versions.keep else self.head(key).size
+            return 0
+
+        self.quota.check(body.length or 0, freed=freed)
         with self._stage_small(body) or self.files.stage() as staged:
-            staged.fill(body, lambda size: self.check_room(size, key, size))
+            staged.fill(body, lambda size: self.quota.check(size, size, freed))
             return self.commit(key, staged, describe(), check)
 
     def _stage_small(self, body: Body) -> Optional[Staged]:
@@ -5425,6 +5419,10 @@ class Store:
                 if staged.path:  # it was not committed
                     self.quota.charge(-change)
                 raise
+
+    def _freed_by(self, old: Optional[Entry]) -> int:
+        """The bytes that the quota gets back when an object is replaced: none where it is kept."""
+        return old.size if old and not self.versions.keep else 0
 
     def _swap_in(self, place: Place, staged: Staged, sidecar: Sidecar) -> Entry:
         """The sidecar of step 4, to step 7. Before the data file's rename `previous` fits it, after
@@ -5994,12 +5992,12 @@ class Uploads:
 
     def put_part(self, upload: Upload, number: int, body: Body) -> Part:
         """Store a part; one sent again takes the place of the first. Raises as put does."""
-        self.store.check_room(body.length or 0)
+        self.quota.check(body.length or 0)
         with (
             self._slot(upload, number, body.length or 0) or self.files.stage() as staged,
             on_error(self._lose_place, upload, staged, body),
         ):
-            staged.fill(body, lambda size: self.store.check_room(size, there=size))
+            staged.fill(body, lambda size: self.quota.check(size, size))
             self.disk.sync(staged.fd)
             with self._lock(upload) as folder:
                 old = [p for p in self._parts(folder) if p.number == number]

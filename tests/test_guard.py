@@ -406,6 +406,18 @@ def test_racing_overwrites_and_deletes_do_not_lose_count(serve: Serve) -> None:
     assert QUOTA - bytes_held(server) == room_left(s3)
 
 
+def test_a_put_over_the_quota_reads_nothing_of_an_object_that_would_be_kept(tmp_path: Path) -> None:
+    """The quota gets nothing back for it: an answer need not wait for a file put there by hand."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), quota=1, keep=60)
+    store.create()
+    (tmp_path / "b/k").write_bytes(b"by hand")
+    body = s3mini.Body(io.BytesIO(b"more"), s3mini.Promise(length=4))
+    with pytest.raises(s3mini.S3Error, match="quota"):
+        store.put("k", body, lambda: s3mini.Entry(0, "", "", 0), s3mini.no_check)
+
+    assert [".s3mini", "k"] == sorted(os.listdir(store.root))
+
+
 def test_a_bucket_without_a_quota_has_no_limit(serve: Serve) -> None:
     s3 = serve(limited(quota="0")).client(bucket="media")
 
