@@ -3617,7 +3617,6 @@ class Late(Staged):
 
 # In an upload's folder: its parts in place; how large a place is; bytes there that are no part's.
 WHOLE, SLOTS, LOST = "whole", "slots", "lost"
-LOCK_NAMES = [f"{number:02x}" for number in range(LOCKS)]
 
 NO_PLACE = (  # what says so: gone, claimed, in use; and disks that take no such file, or no locks
     errno.ENOENT, errno.EEXIST, errno.EAGAIN, errno.EFBIG, errno.EINVAL, errno.EACCES, errno.EPERM,
@@ -4530,11 +4529,19 @@ class Files:
         return f"{ROOM}/damaged/{own}/{note}"
 
 
+LOCK_NAMES = [f"{number:02x}" for number in range(LOCKS)]
+
+
+def number_of(name: str) -> int:
+    """Which lock it has."""
+    return zlib.crc32(name.encode()) % LOCKS
+
+
 class Locks:
     """What excludes writers from each other, in any thread, process or machine.
 
-    Each key has one of LOCKS. `check` is called with one held: it raises NoSuchBucket when the
-    bucket was deleted meanwhile.
+    Each key has one of LOCKS; number 0 is bucket.json's too. `check` is called once those of keys,
+    or all, are held: it raises NoSuchBucket when the bucket was deleted meanwhile.
     """
 
     def __init__(self, room: str, check: Callable[[], None]):
@@ -4553,7 +4560,7 @@ class Locks:
 
     @contextlib.contextmanager
     def of_key(self, key: str) -> Iterator[None]:
-        with self.number(zlib.crc32(key.encode()) % LOCKS):
+        with self.number(number_of(key)):
             self._check()
             yield
 
@@ -4601,10 +4608,13 @@ class Locks:
             os.close(maker)
 
     @contextlib.contextmanager
-    def several(self, numbers: Sequence[int]) -> Iterator[None]:
-        """Some locks, the lower first. Each is made before one is held: who has one must not wait
-        to make another. Raises FileNotFoundError where the bucket is made anew meanwhile.
+    def of_keys(self, *keys: str) -> Iterator[None]:
+        """Those of some keys, the lower number first: so does who takes all of them.
+
+        Each is made before one is held: who has one must not wait to make another. Raises
+        FileNotFoundError where the bucket is made anew meanwhile.
         """
+        numbers = sorted({number_of(key) for key in keys})
         paths = [self.path(number) for number in numbers] if HAS_FLOCK else []
         for path in paths:
             if not os.path.exists(path):
@@ -5526,16 +5536,12 @@ class Store:
     def rename(
         self, source: str, key: str, check_source: Callable[[Entry], None], check: Check
     ) -> None:
-        """Give an object another key, without a copy. Raises NoSuchKey, OperationAborted.
-
-        Both locks are held, the lower number first: so does who takes all of them.
-        """
-        numbers = sorted({zlib.crc32(k.encode()) % LOCKS for k in (source, key)})
+        """Give an object another key, without a copy. Raises NoSuchKey, OperationAborted."""
         names, old_names = names_of_key(key), names_of_key(source)
         with on_error(self._prune, names[:-1]):  # the folders that were made for nothing
             for _ in range(ROUNDS):
                 with contextlib.suppress(*FOLDERS_MOVED):
-                    with self._make_folder(names[:-1]) as folder, self.locks.several(numbers):
+                    with self._make_folder(names[:-1]) as folder, self.locks.of_keys(source, key):
                         done = self._rename_locked(source, folder, key, check_source, check)
                     if done:
                         self._prune(old_names[:-1])
@@ -5988,7 +5994,7 @@ class Uploads:
         """Not one of the keys' locks: Complete takes the key's while it holds this."""
         if HAS_FLOCK:
             return closing_fd(open_locked(os.path.join(path, "lock")))
-        return self._locks[zlib.crc32(path.encode()) % LOCKS]
+        return self._locks[number_of(path)]
 
     def put_part(self, upload: Upload, number: int, body: Body) -> Part:
         """Store a part; one sent again takes the place of the first. Raises as put does."""
