@@ -3788,6 +3788,73 @@ def open_regular(folder: Folder, name: str) -> Optional[Place]:
     return None
 
 
+def sidecar_data(folder: Folder, name: str) -> bytes:
+    """b"" where there is none, or a far too large one. Raises AccessDenied, OSError."""
+    try:
+        fd = folder.open_file(name)
+        try:
+            data = read_up_to(fd, MAX_SIDECAR + 1)
+        finally:
+            os.close(fd)
+        return data if len(data) <= MAX_SIDECAR else b""
+    except FileNotFoundError:
+        return b""
+    except OSError as why:
+        if why.errno in (*LINK_ERRORS, errno.ENXIO, errno.EISDIR):
+            return b""
+        raise access_denied(why) from None
+
+
+def read_sidecar(place: Place) -> Optional[Sidecar]:
+    """None when there is none, or none that makes sense: the object is adopted then.
+
+    Raises AccessDenied, OSError: one that cannot be opened is not one that is not there.
+    """
+    with contextlib.suppress(ValueError):  # bit rot in a sidecar: `check` reports it
+        data = sidecar_data(place.folder, place.sidecar)
+        return parse_sidecar(data) if data else None
+    return None
+
+
+# What Debian's and others' mime.types differ in, or lack: the same answer on every machine. [ours]
+TYPES = {
+    ".avif": "image/avif", ".css": "text/css", ".csv": "text/csv", ".gz": "application/gzip",
+    ".html": "text/html", ".ico": "image/x-icon", ".jpeg": "image/jpeg", ".jpg": "image/jpeg",
+    ".js": "text/javascript", ".json": "application/json", ".md": "text/markdown",
+    ".mjs": "text/javascript", ".mp4": "video/mp4", ".pdf": "application/pdf", ".png": "image/png",
+    ".svg": "image/svg+xml", ".txt": "text/plain", ".wasm": "application/wasm",
+    ".webm": "video/webm", ".webp": "image/webp", ".woff2": "font/woff2", ".xml": "application/xml",
+    ".zip": "application/zip",
+}
+
+
+def unread(info: os.stat_result, key: str) -> Entry:
+    """What is told of a file put there by hand without reading it; its ETag is a stand-in."""
+    stand_in = hashlib.md5(f"{info.st_size} {info.st_mtime_ns} {info.st_ino}".encode())
+    modified = max(DATES[0], min(int(info.st_mtime), DATES[-1]))
+    return Entry(info.st_size, stand_in.hexdigest() + "-1", "", modified,
+                 info.st_mtime_ns, info.st_ino, {"content-type": guess_type(key)})
+
+
+def guess_type(key: str) -> str:
+    """The Content-Type of a file put there by hand."""
+    suffix = os.path.splitext(key)[1].lower()
+    return TYPES.get(suffix) or mimetypes.guess_type("x" + suffix)[0] or "binary/octet-stream"
+
+
+def identify(fd: int, info: os.stat_result, key: str, sidecar: Optional[Sidecar]) -> Entry:
+    """What a file is that no entry describes: a version from a backup, or a new one."""
+    known = sidecar.of_size(info) if sidecar else []
+    found = [e for e in known if e.describes(fd)] or [e for e in known if e.fits_cut(info)]
+    if found:  # if it rotted, `check` is to tell
+        return found[0]._replace(mtime_ns=info.st_mtime_ns, ino=info.st_ino)
+    entry = unread(info, key)
+    if info.st_size <= ADOPT_BYTES:
+        md5 = hash_file(fd, 0, info.st_size)
+        entry = entry._replace(etag=md5, md5=md5)
+    return entry
+
+
 def folders_unless_file(folder: Folder) -> Optional[list[str]]:
     """The names of the folders in it; None when there is a file that is no sidecar."""
     folders = set()
@@ -3797,6 +3864,35 @@ def folders_unless_file(folder: Folder) -> Optional[list[str]]:
         elif item.is_file(follow_symlinks=False) and not is_sidecar(item.name):
             return None
     return list(folders)
+
+
+def has_objects(folder: Folder, name: str) -> bool:
+    """Whether anything lies below a folder; looks no further than the first.
+
+    One folder is open at a time: they may lie a thousand deep.
+    """
+    todo: list[tuple[str, ...]] = [(name,)]
+    here: Optional[Folder] = None  # the folder that was looked into last
+    at: tuple[str, ...] = ()
+    try:
+        while todo:
+            names = todo.pop()
+            try:
+                is_next = here and names[:-1] == at
+                child = here.child(names[-1]) if here and is_next else folder.below(names)
+                if here:
+                    here.close()
+                here, at = child, names
+                folders = folders_unless_file(here)
+            except (*GONE, PermissionError):
+                continue
+            if folders is None:
+                return True
+            todo += [(*names, n) for n in folders]
+    finally:
+        if here:
+            here.close()
+    return False
 
 
 def mode_of(folder: Folder, name: str) -> int:
@@ -3820,6 +3916,14 @@ def is_gone(folder: Folder, name: str) -> bool:
 
 def is_folder(folder: Folder, name: str) -> bool:
     return stat.S_ISDIR(mode_of(folder, name))
+
+
+def is_old(folder: Folder, name: str, age: float) -> bool:
+    """Whether nothing was done to it for that many seconds."""
+    try:
+        return folder.stat(name).st_mtime <= disk_time() - age
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
@@ -4513,13 +4617,6 @@ class Files:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # no folder is ours to drop
             self.disk.unlink(folder, name)
 
-    def is_old(self, folder: Folder, name: str, age: float) -> bool:
-        """Whether nothing was done to it for that many seconds."""
-        try:
-            return folder.stat(name).st_mtime <= disk_time() - age
-        except FileNotFoundError:
-            return False
-
     def put_aside(self, folder: Folder, note: str) -> str:
         own = f"{time.time_ns():020}-{secrets.token_hex(4)}"  # it keeps its name, which may be long
         with Folder.open(self.room) as room, self.open_or_add(room, "damaged") as damaged:
@@ -5019,7 +5116,7 @@ class Store:
 
     def _clean_temp(self, age: float) -> None:
         with Folder.open(self.files.temp) as folder:
-            for name in [n for n in os.listdir(folder.path) if self.files.is_old(folder, n, age)]:
+            for name in [n for n in os.listdir(folder.path) if is_old(folder, n, age)]:
                 with unlocked(folder, name) as is_dead:
                     if is_dead:
                         self.files.drop(folder, name)
@@ -5171,7 +5268,7 @@ class Store:
         known = self._entries.get((self.root, key))
         if known and known.fits(info):
             return known.entry
-        sidecar = self.read_sidecar(place)
+        sidecar = read_sidecar(place)
         entry = sidecar.fitting(info) if sidecar else None
         if sidecar and self._is_of_another(sidecar, key):
             raise S3Error("NoSuchKey", Key=key)
@@ -5225,42 +5322,16 @@ class Store:
             return one(tuple(found))
         return None
 
-    def read_sidecar(self, place: Place) -> Optional[Sidecar]:
-        """None when there is none, or none that makes sense: the object is adopted then.
-
-        Raises AccessDenied, OSError: one that cannot be opened is not one that is not there.
-        """
-        with contextlib.suppress(ValueError):  # bit rot in a sidecar: `check` reports it
-            data = self._sidecar_data(place.folder, place.sidecar)
-            return parse_sidecar(data) if data else None
-        return None
-
-    def _sidecar_data(self, folder: Folder, name: str) -> bytes:
-        """b"" where there is none, or a far too large one. Raises AccessDenied, OSError."""
-        try:
-            fd = folder.open_file(name)
-            try:
-                data = read_up_to(fd, MAX_SIDECAR + 1)
-            finally:
-                os.close(fd)
-            return data if len(data) <= MAX_SIDECAR else b""
-        except FileNotFoundError:
-            return b""
-        except OSError as why:
-            if why.errno in (*LINK_ERRORS, errno.ENXIO, errno.EISDIR):
-                return b""
-            raise access_denied(why) from None
-
     def _settle(self, names: list[str], key: str) -> Found:
         """The object whose data file no entry fits: look under the lock, then adopt it."""
         with self.locks.to_look(key):
             place = self._open_data(names, key)  # what is there now: no writer is at it
             with on_error(place.folder.close), on_error(os.close, place.fd):
                 info = os.fstat(place.fd)
-                entry, sidecar = self._entry_of(place, info, key), self.read_sidecar(place)
+                entry, sidecar = self._entry_of(place, info, key), read_sidecar(place)
         with place.folder, on_error(os.close, place.fd):
             if not entry:
-                entry = self._identify(place.fd, info, key, sidecar)
+                entry = identify(place.fd, info, key, sidecar)
                 self._adopt(place, info, Sidecar(key, entry))
             return Found(entry, place.fd)
 
@@ -5270,7 +5341,7 @@ class Store:
             now = place.folder.stat(place.name)
             same = (now.st_ino, now.st_size, now.st_mtime_ns) == (
                 info.st_ino, info.st_size, info.st_mtime_ns)
-            sidecar = self.read_sidecar(place)  # another worker may have been here
+            sidecar = read_sidecar(place)  # another worker may have been here
             if same and not (sidecar and sidecar.fitting(info)):
                 self._take_in(place, info, found, sidecar)
 
@@ -5284,20 +5355,6 @@ class Store:
         if sidecar or not exists(place.folder, place.sidecar):
             self._write_sidecar(place, found)
             self.quota.count_in(info, sidecar.current.size if sidecar else 0)
-
-    def _identify(
-        self, fd: int, info: os.stat_result, key: str, sidecar: Optional[Sidecar]
-    ) -> Entry:
-        """What a file is that no entry describes: a version from a backup, or a new one."""
-        known = sidecar.of_size(info) if sidecar else []
-        found = [e for e in known if e.describes(fd)] or [e for e in known if e.fits_cut(info)]
-        if found:  # if it rotted, `check` is to tell
-            return found[0]._replace(mtime_ns=info.st_mtime_ns, ino=info.st_ino)
-        entry = unread(info, key)
-        if info.st_size <= ADOPT_BYTES:
-            md5 = hash_file(fd, 0, info.st_size)
-            entry = entry._replace(etag=md5, md5=md5)
-        return entry
 
     # -- folders ---------------------------------------------------------------------------------
 
@@ -5332,7 +5389,7 @@ class Store:
             place = open_regular(folder, names[-1])
             if place:
                 os.close(place.fd)
-                sidecar = self.read_sidecar(place)
+                sidecar = read_sidecar(place)
                 if exists(folder, place.name + "%"):  # by hand: of the two S3 sees the first
                     raise S3Error("InvalidRequest", f"{key}% is in the way of a folder.")
                 if sidecar:
@@ -5487,12 +5544,12 @@ class Store:
             return Place(folder, free), None
         try:
             info = os.fstat(place.fd)
-            sidecar = self.read_sidecar(place)
+            sidecar = read_sidecar(place)
             entry = sidecar.fitting(info) if sidecar else None
             if sidecar and self._is_of_another(sidecar, key):
                 raise S3Error("InvalidRequest", f"This disk cannot hold it beside {sidecar.key}.")
             if not entry:
-                entry = self._identify(place.fd, info, key, sidecar)
+                entry = identify(place.fd, info, key, sidecar)
                 with unless(*FULL):  # DELETE works; else the quota gives back what it never had
                     if self.quota.limit:
                         self._take_in(place, info, Sidecar(key, entry), sidecar)
@@ -5720,7 +5777,7 @@ class Store:
             with closing_fd(again.fd):
                 if not exists(place.folder, place.sidecar):
                     return ""
-                sidecar = self.read_sidecar(again)
+                sidecar = read_sidecar(again)
                 if sidecar and sidecar.fitting(os.fstat(again.fd)):
                     return ""
                 if not sidecar and repair:
@@ -5816,7 +5873,7 @@ class Store:
                         yield item
                     last = item.key
                 elif delimiter == "/" and not cursor.after.startswith(item.key):
-                    if self._has_objects(item.folder, item.name):
+                    if has_objects(item.folder, item.name):
                         yield item
                 else:
                     child = levels[-1].enter(item)
@@ -5827,34 +5884,6 @@ class Store:
             for level in levels:
                 level.close()
         self.check_here()  # as in _open_data
-
-    def _has_objects(self, folder: Folder, name: str) -> bool:
-        """Whether anything lies below a folder; looks no further than the first.
-
-        One folder is open at a time: they may lie a thousand deep.
-        """
-        todo: list[tuple[str, ...]] = [(name,)]
-        here: Optional[Folder] = None  # the folder that was looked into last
-        at: tuple[str, ...] = ()
-        try:
-            while todo:
-                names = todo.pop()
-                try:
-                    is_next = here and names[:-1] == at
-                    child = here.child(names[-1]) if here and is_next else folder.below(names)
-                    if here:
-                        here.close()
-                    here, at = child, names
-                    folders = folders_unless_file(here)
-                except (*GONE, PermissionError):
-                    continue
-                if folders is None:
-                    return True
-                todo += [(*names, n) for n in folders]
-        finally:
-            if here:
-                here.close()
-        return False
 
     def glance(self, item: Item) -> Union[Entry, Listed, None]:
         """What a listing says of an object, or None when it is gone by now.
@@ -5869,7 +5898,7 @@ class Store:
             found = self._listed.find(info, item.key)
             if found:
                 return found
-            data = self._sidecar_data(item.folder, sidecar_of(item.name))
+            data = sidecar_data(item.folder, sidecar_of(item.name))
             found = listed_of(data, item.key, info)
             if found:
                 self._listed.add(info, item.key, found)
@@ -5882,7 +5911,7 @@ class Store:
         with contextlib.suppress(OSError, S3Error):  # the glance that comes will tell
             known, info = self._entries.get((self.root, key)), folder.stat(name)
             if not (known and known.fits(info) or self._listed.find(info, key)):
-                self._sidecar_data(folder, sidecar_of(name))
+                sidecar_data(folder, sidecar_of(name))
 
     def peek(self, item: Item) -> Optional[Entry]:
         """The entry of a listed object, or None when it is gone by now.
@@ -6264,7 +6293,7 @@ class Uploads:
                 try:
                     os.close(os.open(os.path.join(path, "upload.json"), READ_FLAGS))
                 except GONE:
-                    if self.files.is_old(uploads, name, max(age, 3600)):
+                    if is_old(uploads, name, max(age, 3600)):
                         self._empty(path)
                 except OSError as why:  # which may pass
                     troubles.append(why)
@@ -6577,7 +6606,7 @@ class Inspector:
             if key is None or len(key.encode()) > MAX_KEY:
                 yield Finding("no-key", "/".join(names))
                 return
-            sidecar = self.store.read_sidecar(place)
+            sidecar = read_sidecar(place)
             entry = sidecar.fitting(info) if sidecar else None
             if not entry:
                 yield from self._unknown(place, key)
@@ -6589,7 +6618,7 @@ class Inspector:
         kind = self.store.judge(key, place, repair=False)
         if not kind:
             return
-        sidecar, info = self.store.read_sidecar(place), os.fstat(place.fd)
+        sidecar, info = read_sidecar(place), os.fstat(place.fd)
         entries = sidecar.of_size(info) if kind == "changed" and sidecar else []
         if any(entry.describes(place.fd) for entry in entries):
             kind = ""  # from a backup
@@ -6637,32 +6666,6 @@ class Inspector:
                 self.store.update(key, lambda old: old._replace(md5=md5, etag=md5), check)
 
         return self._mended(Finding("unhashed", key, f"MD5 is {md5}"), note)
-
-
-# What Debian's and others' mime.types differ in, or lack: the same answer on every machine. [ours]
-TYPES = {
-    ".avif": "image/avif", ".css": "text/css", ".csv": "text/csv", ".gz": "application/gzip",
-    ".html": "text/html", ".ico": "image/x-icon", ".jpeg": "image/jpeg", ".jpg": "image/jpeg",
-    ".js": "text/javascript", ".json": "application/json", ".md": "text/markdown",
-    ".mjs": "text/javascript", ".mp4": "video/mp4", ".pdf": "application/pdf", ".png": "image/png",
-    ".svg": "image/svg+xml", ".txt": "text/plain", ".wasm": "application/wasm",
-    ".webm": "video/webm", ".webp": "image/webp", ".woff2": "font/woff2", ".xml": "application/xml",
-    ".zip": "application/zip",
-}
-
-
-def unread(info: os.stat_result, key: str) -> Entry:
-    """What is told of a file put there by hand without reading it; its ETag is a stand-in."""
-    stand_in = hashlib.md5(f"{info.st_size} {info.st_mtime_ns} {info.st_ino}".encode())
-    modified = max(DATES[0], min(int(info.st_mtime), DATES[-1]))
-    return Entry(info.st_size, stand_in.hexdigest() + "-1", "", modified,
-                 info.st_mtime_ns, info.st_ino, {"content-type": guess_type(key)})
-
-
-def guess_type(key: str) -> str:
-    """The Content-Type of a file put there by hand."""
-    suffix = os.path.splitext(key)[1].lower()
-    return TYPES.get(suffix) or mimetypes.guess_type("x" + suffix)[0] or "binary/octet-stream"
 
 
 # ==================================================================================================

@@ -480,9 +480,9 @@ def test_of_a_slow_disk_several_files_are_asked_for_at_once(
     fresh = s3mini.Store(store.root, store.disk)
     plain = s3mini.list_page(fresh, "", "", s3mini.Cursor(), 1000)
     store._entries.clear()
-    real, lock, at_once, most = s3mini.Store._sidecar_data, threading.Lock(), [0], [0]
+    real, lock, at_once, most = s3mini.sidecar_data, threading.Lock(), [0], [0]
 
-    def read(store: s3mini.Store, folder: s3mini.Folder, name: str) -> bytes:
+    def read(folder: s3mini.Folder, name: str) -> bytes:
         with lock:
             at_once[0] += 1
             most[0] = max(most[0], at_once[0])
@@ -491,12 +491,12 @@ def test_of_a_slow_disk_several_files_are_asked_for_at_once(
             raise s3mini.S3Error("AccessDenied")
         with lock:
             at_once[0] -= 1
-        return real(store, folder, name)
+        return real(folder, name)
 
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(s3mini.Store, "_sidecar_data", read)
+    monkeypatch.setattr(s3mini, "sidecar_data", read)
     monkeypatch.setattr(s3mini, "disk_reads", itertools.count().__next__)
     if not starts:
         monkeypatch.setattr(threading.Thread, "start", start)
