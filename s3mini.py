@@ -4328,8 +4328,8 @@ class Version(NamedTuple):
 
     def check(self) -> None:
         """Raises InternalError when it is damaged, OSError."""
-        with open(os.open(self.path, READ_FLAGS), "rb") as file:
-            self.check_copy(file.fileno())
+        with closing_fd(os.open(self.path, READ_FLAGS)) as fd:
+            self.check_copy(fd)
 
     def check_copy(self, fd: int) -> None:
         """Raises InternalError when these are not its bytes."""
@@ -4824,9 +4824,8 @@ class Versions:
 
         Not when the commit inside fails: the version would be one of what is there still.
         """
-        path = ""
-        if old and self.keep:
-            path = (self._keep_if_room if if_room else self._keep)(place, key, old)
+        keep = self._keep_if_room if if_room else self._keep
+        path = keep(place, key, old) if old and self.keep else ""
         try:
             yield path
         except BaseException:
@@ -5809,10 +5808,10 @@ class Store:
         The version stays, as a second name of the object: so the quota counts it once. Raises
         InternalError when it is damaged, QuotaExceeded, InsufficientStorage, OSError.
         """
-        with open(os.open(version.path, READ_FLAGS), "rb") as file, self.files.stage() as staged:
-            entry, info = version.entry, os.fstat(file.fileno())
+        with closing_fd(os.open(version.path, READ_FLAGS)) as fd, self.files.stage() as staged:
+            entry, info = version.entry, os.fstat(fd)
             self.quota.check_free(info.st_size)
-            self.disk.copy(file.fileno(), 0, info.st_size, staged.fd)
+            self.disk.copy(fd, 0, info.st_size, staged.fd)
             version.check_copy(staged.fd)
             with self._second_name(staged) as second:
                 charged = entry.size if info.st_nlink <= 1 else 0
