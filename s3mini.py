@@ -2834,10 +2834,10 @@ def open_body(head: Head, source: Source, signed: Optional[Signed], streams: boo
 # 9. Storage
 # ==================================================================================================
 
-# From below: Folder and Disk are the system calls; Entry and Sidecar what is known of an object;
-# Staged a file on its way; Scan, Level and Names a listing's walk; Memory what is kept in memory.
-# A bucket is a Store, and what that is made of: Files, Locks, Quota, Versions and Uploads.
-# Inspector is for `check`.
+# In this order: Entry and Sidecar are what is known of an object; Folder and Disk the system calls;
+# Staged a file on its way; Level, with Scan and Names, a listing's walk; Memory what all buckets
+# keep there. A bucket is a Store with Files, Locks, Quota and Versions, and its Uploads. Inspector
+# is for `check`.
 
 # Keys and names. A key that can be its own path is. Where it cannot, bytes are written %XX per
 # segment, and three forms that no escaped name can have stand for what is not a byte:
@@ -3673,6 +3673,8 @@ class Part(NamedTuple):
     offset: int = -1  # in the whole; -1 for a file of its own
 
 
+PART_NAME = re.compile(  # number, stamp, MD5, checksum, its algorithm, @offset-size in the whole
+    r"([0-9]{5})-([0-9]{20})-([0-9a-f]{32})-([0-9a-f]*)(?:-([0-9a-z]+))?(?:@([0-9]+)-([0-9]+))?")
 UPLOAD_ID = re.compile("[0-9a-f]{32}")
 
 
@@ -3748,6 +3750,24 @@ class CheckedReader(FileReader):
             self._spans.pop()
             self._md5 = hashlib.md5()
         return data
+
+
+class JoinedReader:
+    """What is there and what comes behind it, as one source; the second verifies itself."""
+
+    def __init__(self, first: Optional[FileReader], second: Body):
+        self._first, self._second = first, second
+
+    def read(self, size: int) -> bytes:
+        data = self._first.read(size) if self._first else b""
+        return data or self._second.read(size)
+
+
+def with_body(entry: Entry, body: Body) -> Entry:
+    """The entry with what reading the whole body told."""
+    kind = "FULL_OBJECT" if body.checksums else ""
+    return entry._replace(size=body.size, etag=body.md5, md5=body.md5, checksums=body.checksums,
+                          checksum_type=kind)
 
 
 class Place(NamedTuple):
@@ -4021,10 +4041,6 @@ def open_locked(path: str, may_wait: bool = True, may_make: bool = True) -> int:
 
 def touch(path: str) -> None:
     os.close(os.open(path, CHANGE_FLAGS | os.O_CREAT, 0o640))
-
-
-PART_NAME = re.compile(  # number, stamp, MD5, checksum, its algorithm, @offset-size in the whole
-    r"([0-9]{5})-([0-9]{20})-([0-9a-f]{32})-([0-9a-f]*)(?:-([0-9a-z]+))?(?:@([0-9]+)-([0-9]+))?")
 
 
 LAST = "\U0010ffff" * (MAX_KEY // 4 + 1)  # behind every key that starts with what it is added to
@@ -4314,30 +4330,6 @@ def is_canonical(key: str, names: tuple[str, ...]) -> bool:
     return key_of_names(list(names)) == key and 0 < len(key.encode()) <= MAX_KEY
 
 
-DAY_NAME = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")  # a folder of versions
-VERSION_NAME = re.compile("([0-9]{20})-[0-9a-f]{8}")  # ns since 1970 when it went, and chance
-
-
-class Version(NamedTuple):
-    """An object that was replaced or deleted, kept for a while."""
-
-    path: str
-    key: str
-    gone: float  # seconds since 1970
-    entry: Entry
-
-    def check(self) -> None:
-        """Raises InternalError when it is damaged, OSError."""
-        with closing_fd(os.open(self.path, READ_FLAGS)) as fd:
-            self.check_copy(fd)
-
-    def check_copy(self, fd: int) -> None:
-        """Raises InternalError when these are not its bytes."""
-        is_whole = os.fstat(fd).st_size == self.entry.size
-        if not is_whole or any(self.entry.spans()) and not self.entry.describes(fd):
-            raise S3Error("InternalError", "The version is damaged on the disk.")
-
-
 class Known(NamedTuple):
     """An entry in memory, with the generation and the way to the file that it describes.
 
@@ -4464,83 +4456,10 @@ class Memory:
         self.listed = ListedCache()
 
 
-def read_number(fd: int, line: int = 0) -> int:
-    """A number of a file that has one in each line."""
-    os.lseek(fd, line * 21, os.SEEK_SET)
-    text = os.read(fd, 20)
-    return int(text) if re.fullmatch(b"[0-9]{20}", text) else 0
-
-
-def write_number(fd: int, number: int, line: int = 0) -> None:
-    os.lseek(fd, line * 21, os.SEEK_SET)
-    os.write(fd, b"%020d\n" % number)
-
-
-def with_body(entry: Entry, body: Body) -> Entry:
-    """The entry with what reading the whole body told."""
-    kind = "FULL_OBJECT" if body.checksums else ""
-    return entry._replace(size=body.size, etag=body.md5, md5=body.md5, checksums=body.checksums,
-                          checksum_type=kind)
-
-
-class JoinedReader:
-    """What is there and what comes behind it, as one source; the second verifies itself."""
-
-    def __init__(self, first: Optional[FileReader], second: Body):
-        self._first, self._second = first, second
-
-    def read(self, size: int) -> bytes:
-        data = self._first.read(size) if self._first else b""
-        return data or self._second.read(size)
-
-
-def parse_about(data: bytes) -> dict[str, Any]:
-    """What bucket.json says; {} for garbage."""
-    with contextlib.suppress(ValueError, RecursionError):
-        value = parse_json(data)
-        if (isinstance(value, dict) and isinstance(value.get("created"), int)
-                and 0 <= value["created"] < 2**40
-                and isinstance(value.get("tags", {}), dict)
-                and {str}.issuperset(map(type, value.get("tags", {}).values()))
-                and isinstance(value.get("region", ""), str)
-                and isinstance(value.get("cors", []), list)
-                and all(map(is_cors_rule, value.get("cors", [])))):
-            return value
-    return {}
-
-
-def is_cors_rule(value: object) -> bool:
-    """Whether it is one as parse_cors makes them."""
-    if not isinstance(value, dict):
-        return False
-    texts = [value.get("id", "")]
-    for name in ("origins", "methods", "headers", "expose"):
-        if not isinstance(value.get(name), list):
-            return False
-        texts += value[name]
-    age = value.get("max_age", "")
-    return {str}.issuperset(map(type, texts)) and (age is None or isinstance(age, int))
-
-
-def id_of(about: Mapping[str, Any]) -> str:
-    """What tells a bucket from the next one of its name; "" of those from before there was one."""
-    return str(about.get("id", ""))
-
-
-def raise_unless_gone(why: OSError) -> None:
-    if not isinstance(why, GONE):
-        raise why
-
-
-def remove_tree(path: str) -> None:
-    """All of a folder that nobody uses any more, as far as we may."""
-    import shutil
-
-    shutil.rmtree(path, ignore_errors=True)
-
-
 class Files:
-    """How a bucket changes what is small on its disk; when one of these returns it is there."""
+    """How a bucket writes what is small. What was written or added is on disk then; a link, or that
+    a name was dropped, may not be.
+    """
 
     def __init__(self, root: str, disk: Disk):
         self.root, self.disk = root, disk
@@ -4618,6 +4537,7 @@ class Files:
             self.disk.unlink(folder, name)
 
     def put_aside(self, folder: Folder, note: str) -> str:
+        """Move a note to where a human may look at it; gives its path below the bucket's folder."""
         own = f"{time.time_ns():020}-{secrets.token_hex(4)}"  # it keeps its name, which may be long
         with Folder.open(self.room) as room, self.open_or_add(room, "damaged") as damaged:
             with self.add_folder(damaged, own) as aside:
@@ -4741,6 +4661,18 @@ class Locks:
             yield
 
 
+def read_number(fd: int, line: int = 0) -> int:
+    """A number of a file that has one in each line."""
+    os.lseek(fd, line * 21, os.SEEK_SET)
+    text = os.read(fd, 20)
+    return int(text) if re.fullmatch(b"[0-9]{20}", text) else 0
+
+
+def write_number(fd: int, number: int, line: int = 0) -> None:
+    os.lseek(fd, line * 21, os.SEEK_SET)
+    os.write(fd, b"%020d\n" % number)
+
+
 class Quota:
     """How many bytes a bucket may hold, 0 for any number, and how many its disk is to have left."""
 
@@ -4809,6 +4741,30 @@ class Quota:
             raise S3Error("InsufficientStorage")
 
 
+DAY_NAME = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")  # a folder of versions
+VERSION_NAME = re.compile("([0-9]{20})-[0-9a-f]{8}")  # ns since 1970 when it went, and chance
+
+
+class Version(NamedTuple):
+    """An object that was replaced or deleted, kept for a while."""
+
+    path: str
+    key: str
+    gone: float  # seconds since 1970
+    entry: Entry
+
+    def check(self) -> None:
+        """Raises InternalError when it is damaged, OSError."""
+        with closing_fd(os.open(self.path, READ_FLAGS)) as fd:
+            self.check_copy(fd)
+
+    def check_copy(self, fd: int) -> None:
+        """Raises InternalError when these are not its bytes."""
+        is_whole = os.fstat(fd).st_size == self.entry.size
+        if not is_whole or any(self.entry.spans()) and not self.entry.describes(fd):
+            raise S3Error("InternalError", "The version is damaged on the disk.")
+
+
 class Versions:
     """What was replaced or deleted, for `keep` seconds: a second link, and a note of its entry."""
 
@@ -4818,13 +4774,13 @@ class Versions:
 
     @contextlib.contextmanager
     def kept(
-        self, place: Place, key: str, old: Optional[Entry], if_room: bool = False
+        self, place: Place, key: str, old: Optional[Entry], if_space: bool = False
     ) -> Iterator[str]:
         """Keep a version of what is there, if that is wanted; gives its path.
 
         Not when the commit inside fails: the version would be one of what is there still.
         """
-        keep = self._keep_if_room if if_room else self._keep
+        keep = self._keep_if_space if if_space else self._keep
         path = keep(place, key, old) if old and self.keep else ""
         try:
             yield path
@@ -4852,7 +4808,7 @@ class Versions:
                     self.disk.sync_folder(folder)
                 return path
 
-    def _keep_if_room(self, place: Place, key: str, old: Entry) -> str:
+    def _keep_if_space(self, place: Place, key: str, old: Entry) -> str:
         """As _keep for a DELETE, which works on a full disk too: "" if it cannot be kept.
 
         The oldest versions go first.
@@ -4939,6 +4895,51 @@ class Versions:
             self.disk.unlink(folder, name)
             if not name.endswith(".json") and info.st_nlink <= 1:
                 self.quota.charge(-info.st_size)
+
+
+def parse_about(data: bytes) -> dict[str, Any]:
+    """What bucket.json says; {} for garbage."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = parse_json(data)
+        if (isinstance(value, dict) and isinstance(value.get("created"), int)
+                and 0 <= value["created"] < 2**40
+                and isinstance(value.get("tags", {}), dict)
+                and {str}.issuperset(map(type, value.get("tags", {}).values()))
+                and isinstance(value.get("region", ""), str)
+                and isinstance(value.get("cors", []), list)
+                and all(map(is_cors_rule, value.get("cors", [])))):
+            return value
+    return {}
+
+
+def is_cors_rule(value: object) -> bool:
+    """Whether it is one as parse_cors makes them."""
+    if not isinstance(value, dict):
+        return False
+    texts = [value.get("id", "")]
+    for name in ("origins", "methods", "headers", "expose"):
+        if not isinstance(value.get(name), list):
+            return False
+        texts += value[name]
+    age = value.get("max_age", "")
+    return {str}.issuperset(map(type, texts)) and (age is None or isinstance(age, int))
+
+
+def id_of(about: Mapping[str, Any]) -> str:
+    """What tells a bucket from the next one of its name; "" of those from before there was one."""
+    return str(about.get("id", ""))
+
+
+def raise_unless_gone(why: OSError) -> None:
+    if not isinstance(why, GONE):
+        raise why
+
+
+def remove_tree(path: str) -> None:
+    """All of a folder that nobody uses any more, as far as we may."""
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
 
 
 class Store:
@@ -5138,14 +5139,14 @@ class Store:
                 if os.path.dirname(path) == self.uploads.folder:
                     total += self.uploads.held_by(path)
                     continue
-                for info in self._files(path, todo):
+                for info in self._each_file(path, todo):
                     if info.st_nlink <= 1 or info.st_ino not in seen:
                         total += info.st_size
                     if info.st_nlink > 1:
                         seen.add(info.st_ino)
         return total
 
-    def _files(self, path: str, todo: list[str]) -> Iterator[os.stat_result]:
+    def _each_file(self, path: str, todo: list[str]) -> Iterator[os.stat_result]:
         """Every data file and kept version in a folder; its folders go to `todo`."""
         with os.scandir(path) as found:
             for item in found:
@@ -5726,7 +5727,7 @@ class Store:
                 place, old = self._look(folder, names[-1], key)
                 check(old)
                 if old:
-                    with self.versions.kept(place, key, old, if_room=True) as kept:
+                    with self.versions.kept(place, key, old, if_space=True) as kept:
                         self.disk.unlink(folder, place.name)
                     self.quota.charge(0 if kept else -old.size)
                 # An orphan sidecar: a DELETE that was killed, or is not yet on disk. Finish it.
@@ -5949,7 +5950,7 @@ class Uploads:
     def __init__(self, store: Store):
         self.store, self.quota, self.files = store, store.quota, store.files
         self.disk, self.folder = store.disk, f"{store.room}/uploads"
-        self._locks = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
+        self._own = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
 
     def _open(self) -> Folder:
         """Made again where somebody tidied it away; it may be a link."""
@@ -6022,7 +6023,7 @@ class Uploads:
         """Not one of the keys' locks: Complete takes the key's while it holds this."""
         if HAS_FLOCK:
             return closing_fd(open_locked(os.path.join(path, "lock")))
-        return self._locks[number_of(path)]
+        return self._own[number_of(path)]
 
     def put_part(self, upload: Upload, number: int, body: Body) -> Part:
         """Store a part; one sent again takes the place of the first. Raises as put does."""
@@ -6256,8 +6257,8 @@ class Uploads:
         return size
 
     def held_by(self, path: str) -> int:
-        """Nothing by one that a kill left behind its object, or without upload.json: who removes
-        its parts gives nothing back.
+        """What the quota counts of a folder of these: nothing of one that a kill left behind its
+        object, or without upload.json, since who removes its parts gives nothing back.
         """
         upload = self.read(os.path.basename(path))
         if not upload or self._joined(upload):
