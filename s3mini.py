@@ -2836,7 +2836,7 @@ def open_body(head: Head, source: Source, signed: Optional[Signed], streams: boo
 
 # In this order: Entry and Sidecar are what is known of an object; Folder and Disk the system calls;
 # Staged a file on its way; Level, with Scan and Names, a listing's walk; Memory what all buckets
-# keep there. A bucket is a Store with Files, Locks, Quota and Versions, and its Uploads. Inspector
+# keep there. A bucket is a Store with Files, Locks, Quota, Versions, About and Uploads. Inspector
 # is for `check`.
 
 # Keys and names. A key that can be its own path is. Where it cannot, bytes are written %XX per
@@ -4930,6 +4930,78 @@ def id_of(about: Mapping[str, Any]) -> str:
     return str(about.get("id", ""))
 
 
+class About:
+    """A bucket's bucket.json: what it says of itself, by which it is told from others of its name.
+
+    One that buckets.ini declares stays what it is, whatever is restored or repaired.
+    """
+
+    def __init__(self, files: Files, is_declared: bool):
+        self.files, self.is_declared = files, is_declared
+        self.path = f"{files.room}/bucket.json"
+        self._known: tuple[tuple[int, ...], dict[str, Any]] = ((), {})
+        self._id: Optional[str] = None  # once it is known: a name may get another bucket
+
+    def read(self) -> Optional[dict[str, Any]]:
+        """created, id, owner, region, cors, tags; None when there is no such bucket.
+
+        {} where it is damaged: then nobody's but buckets.ini's keys open it.
+        """
+        try:
+            info = os.stat(self.path)
+            generation = (info.st_ino, info.st_mtime_ns, info.st_ctime_ns)
+            if self._known[0] != generation:
+                now = disk_time()  # before it is read
+                is_settled = info.st_ctime_ns < (now - tick_of(info)) * 1e9
+                about = parse_about(read_note(self.path, MAX_DOCUMENT))
+                self._known = (generation if is_settled else (), about)
+        except GONE:
+            return None
+        if self._id is None:
+            self._id = id_of(self._known[1])
+        return self._known[1]
+
+    @property
+    def is_same(self) -> bool:
+        """Whether the bucket is there, and is the one that it was when we first saw it."""
+        about = self.read()
+        return about is not None and (self.is_declared or id_of(about) == self._id)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is the right one for the bucket that there is, or for making it.
+
+        Without flock its locks are the only ones: who makes a bucket needs those of all others.
+        """
+        return self.is_declared or self.is_same or not HAS_FLOCK and self.read() is None
+
+    def check_here(self) -> None:
+        """Raises NoSuchBucket when it was deleted while we waited for a lock, or for a body."""
+        if not self.is_same:
+            raise S3Error("NoSuchBucket")
+
+    def write(self, about: Mapping[str, object]) -> None:
+        """Raises MaxMessageLengthExceeded, OSError."""
+        data = render_note(about)
+        if len(data) > MAX_DOCUMENT:
+            raise S3Error("MaxMessageLengthExceeded")
+        with Folder.open(self.files.room) as room:
+            self.files.write(room, "bucket.json", data)
+
+    def make(self, about: Mapping[str, object]) -> None:
+        """Write it for a bucket that was not there."""
+        self._id = secrets.token_hex(8)
+        self.write({"v": 1, "created": int(time.time()), "id": self._id, **about})
+
+    def sync(self) -> None:
+        """Its name is on disk: who made it may have been killed before that.
+
+        What holds it was synced before.
+        """
+        with Folder.open(self.files.room) as room:
+            self.files.disk.sync_folder(room)
+
+
 def raise_unless_gone(why: OSError) -> None:
     if not isinstance(why, GONE):
         raise why
@@ -4956,26 +5028,28 @@ class Store:
     6. The data file is renamed into place. This is the commit: from now on the new entry fits.
     7. The folder is synced; the lock is given back.
 
-    Readers take no lock. What an object needs besides is in `files`, `locks`, `quota`, `versions`;
-    `uploads` become objects by `commit`.
+    Readers take no lock. What an object needs besides is in `files`, `locks`, `quota`, `versions`,
+    `about`; `uploads` become objects by `commit`.
     """
 
     def __init__(self, root: str, disk: Disk, min_free: int = 0, quota: int = 0, keep: int = 0, *,
                  memory: Optional[Memory] = None, is_declared: bool = False):
-        self.root, self.disk, self.is_declared = root, disk, is_declared
+        self.root, self.disk = root, disk
         self.files = Files(root, disk)
         self.room = self.files.room
-        self.locks = Locks(self.room, self.check_here)
+        self.about = About(self.files, is_declared)
+        self.locks = Locks(self.room, self.about.check_here)
         self.quota = Quota(root, quota, min_free)
         self.versions = Versions(self.files, self.quota, keep)
-        self.uploads = Uploads(self)
         memory = memory or Memory()
         self._entries, self._contents = memory.entries, memory.contents
         self._names, self._listed = memory.names, memory.listed
-        self._about_file = f"{self.room}/bucket.json"
-        self._about: tuple[tuple[int, ...], dict[str, Any]] = ((), {})
-        self._id: Optional[str] = None  # once it is known: a name may get another bucket
         self._turn = Turn()
+
+    @functools.cached_property
+    def uploads(self) -> Uploads:
+        """Made when it is asked for: it knows the store, so that only the collector frees both."""
+        return Uploads(self)
 
     # -- the bucket ------------------------------------------------------------------------------
 
@@ -4984,27 +5058,19 @@ class Store:
         for _ in range(ROUNDS):
             with contextlib.suppress(FileNotFoundError):  # it is deleted at the same time
                 self.make_room()
-                if self.about() is not None:
-                    return self._is_known()
+                if self.about.read() is not None:
+                    self.about.sync()
+                    return False
                 for path in (self.room, self.root, os.path.dirname(self.root)):
                     with Folder.open(path) as folder:
                         self.disk.sync_folder(folder)
                 with self.locks.number(0):
-                    if self.about() is not None:
-                        return self._is_known()
-                    self._id = secrets.token_hex(8)
-                    self.write_about({"v": 1, "created": int(time.time()), "id": self._id, **about})
-                    return True
+                    if self.about.read() is None:
+                        self.about.make(about)
+                        return True
+                self.about.sync()
+                return False
         raise S3Error("OperationAborted")
-
-    def _is_known(self) -> bool:
-        """False, once bucket.json's name is on disk: who made it may have been killed before that.
-
-        What holds it was synced before.
-        """
-        with Folder.open(self.room) as room:
-            self.disk.sync_folder(room)
-        return False
 
     def make_room(self) -> None:
         """The bucket's own folders, at the start and once an hour.
@@ -5017,63 +5083,15 @@ class Store:
                 self.disk.make_folders(path)
         self.locks.make_maker()
 
-    def about(self) -> Optional[dict[str, Any]]:
-        """bucket.json: created, id, owner, region, cors, tags; None when there is no such bucket.
-
-        {} where it is damaged: then nobody's but buckets.ini's keys open it.
-        """
-        try:
-            info = os.stat(self._about_file)
-            generation = (info.st_ino, info.st_mtime_ns, info.st_ctime_ns)
-            if self._about[0] != generation:
-                now = disk_time()  # before it is read
-                is_settled = info.st_ctime_ns < (now - tick_of(info)) * 1e9
-                about = parse_about(read_note(self._about_file, MAX_DOCUMENT))
-                self._about = (generation if is_settled else (), about)
-        except GONE:
-            return None
-        if self._id is None:
-            self._id = id_of(self._about[1])
-        return self._about[1]
-
-    @property
-    def is_same(self) -> bool:
-        """Whether the bucket is there, and is the one that it was when this store first saw it.
-
-        One that buckets.ini declares stays so, whatever is restored or repaired.
-        """
-        about = self.about()
-        return about is not None and (self.is_declared or id_of(about) == self._id)
-
-    @property
-    def is_current(self) -> bool:
-        """Whether it is the right one for the bucket that there is, or for making it.
-
-        Without flock its locks are the only ones: who makes a bucket needs those of all others.
-        """
-        return self.is_declared or self.is_same or not HAS_FLOCK and self.about() is None
-
-    def check_here(self) -> None:
-        """Raises NoSuchBucket when it was deleted while we waited for a lock, or for a body."""
-        if not self.is_same:
-            raise S3Error("NoSuchBucket")
-
-    def write_about(self, about: Mapping[str, object]) -> None:
-        data = render_note(about)
-        if len(data) > MAX_DOCUMENT:
-            raise S3Error("MaxMessageLengthExceeded")
-        with Folder.open(self.room) as room:
-            self.files.write(room, "bucket.json", data)
-
     def change_about(self, **changes: object) -> None:
         """Change bucket.json; None takes a name out. Raises NoSuchBucket, InternalError."""
         with self.locks.number(0):
-            self.check_here()
-            about = self.about()
+            self.about.check_here()
+            about = self.about.read()
             if not about:  # what can still be made out in it is not written over
                 raise S3Error("InternalError", "The bucket's bucket.json is damaged.")
             kept = {n: v for n, v in {**about, **changes}.items() if v is not None}
-            self.write_about(kept)
+            self.about.write(kept)
 
     def destroy(self) -> None:
         """Remove the bucket, if it holds no object. Raises BucketNotEmpty, NoSuchBucket.
@@ -5107,8 +5125,8 @@ class Store:
         `age` spares what is younger: a sidecar on its way has no lock. At start it may be 0, a
         writer of another process that loses its file so tries again or answers an error.
         """
-        if self.about() == {}:
-            raise S3Error("InternalError", f"{self._about_file} is damaged")
+        if self.about.read() == {}:
+            raise S3Error("InternalError", f"{self.about.path} is damaged")
         self.make_room()
         self._clean_temp(age)
         self.versions.prune(time.time() - self.versions.keep)
@@ -5252,7 +5270,7 @@ class Store:
         except OSError as why:
             if why.errno not in LINK_ERRORS:
                 raise access_denied(why) from None
-        self.check_here()  # its disk went away: who mirrors it would delete what is not there
+        self.about.check_here()  # its disk went away: who mirrors it would delete what is not there
         raise S3Error("NoSuchKey", Key=key)
 
     def folder(self, names: Union[list[str], tuple[str, ...]]) -> Folder:
@@ -5468,7 +5486,7 @@ class Store:
 
     def _gave_up(self) -> S3Error:
         """After ROUNDS. Raises NoSuchBucket, FileNotFoundError where that is why."""
-        self.check_here()
+        self.about.check_here()
         os.stat(self.locks.folder)  # else what is missing is a folder of ours
         return S3Error("OperationAborted", "Folders come and go under this key. Try again.")
 
@@ -5883,7 +5901,7 @@ class Store:
         finally:
             for level in levels:
                 level.close()
-        self.check_here()  # as in _open_data
+        self.about.check_here()  # as in _open_data
 
     def glance(self, item: Item) -> Union[Entry, Listed, None]:
         """What a listing says of an object, or None when it is gone by now.
@@ -5963,7 +5981,7 @@ class Uploads:
     def create(self, upload: Upload) -> None:
         """Raises InsufficientStorage, OSError."""
         self.quota.check_free(0)
-        self.store.check_here()
+        self.store.about.check_here()
         with self._open() as uploads:
             with self.files.add_folder(uploads, upload.id) as folder:
                 if HAS_FLOCK:
@@ -6001,7 +6019,7 @@ class Uploads:
         for name in list_folder(self.folder):
             with unless(*BAD_DISK, errno.EACCES, *LINK_ERRORS):  # one hides no other
                 found.append(self.read(name))
-        self.store.check_here()  # where the folder is missing, the bucket may be
+        self.store.about.check_here()  # where the folder is missing, the bucket may be
         return sorted((u for u in found if u), key=lambda u: (u.key, u.id))
 
     @contextlib.contextmanager
@@ -6451,7 +6469,7 @@ class Inspector:
 
     def _notes(self) -> Iterator[Finding]:
         """What is damaged of the notes that are no sidecars, or lacks the file that it is of."""
-        if self.store.about() == {}:
+        if self.store.about.read() == {}:
             detail = "the bucket's owner, tags and CORS are not known"
             yield Finding("note", f"{ROOM}/bucket.json", detail)
         for upload in filter(UPLOAD_ID.fullmatch, self._list("uploads")):
@@ -6870,7 +6888,7 @@ class Buckets:
         stores = self._declared_stores if name in self._declared else self._stores
         key = (name, section.name if section else "")
         known = stores.get(key)
-        if known and (not section or known.is_current):  # without one nobody writes
+        if known and (not section or known.about.is_current):  # without one nobody writes
             return known
         stores.pop(key, None)
         root = self._root(name)
@@ -6882,7 +6900,7 @@ class Buckets:
                           memory=self._memory)
             about = None
             with contextlib.suppress(PermissionError):  # a folder that is not ours
-                about = store.about() if is_bucket_name(name) else None
+                about = store.about.read() if is_bucket_name(name) else None
             if about is None:
                 return store
         store = stores.setdefault(key, store)
@@ -6916,7 +6934,7 @@ class Buckets:
         """The key that made the bucket; None when there is no such bucket."""
         about = None
         with contextlib.suppress(PermissionError):  # a folder that is not ours
-            about = self.store(name).about()
+            about = self.store(name).about.read()
         return None if about is None else str(about.get("owner", ""))
 
     def find(self, name: str) -> Optional[Section]:
@@ -6950,7 +6968,7 @@ class Buckets:
         for name in self.names():
             with contextlib.suppress(S3Error):  # deleted just now
                 if self.grants(name, access_key):  # first: another's may be on a broken disk
-                    found.append((name, self.open(name).about() or {}))
+                    found.append((name, self.open(name).about.read() or {}))
         return found
 
     def create(self, name: str, access_key: str, about: Mapping[str, object] = NONE) -> bool:
@@ -6963,7 +6981,7 @@ class Buckets:
         if name in self._declared or self._owner(name) is not None:
             if not self.grants(name, access_key):
                 raise S3Error("BucketAlreadyExists", BucketName=name)
-            if self.open(name).about() is None:  # declared, and its disk is away
+            if self.open(name).about.read() is None:  # declared, and its disk is away
                 raise S3Error("NoSuchBucket", BucketName=name)
             return False
         patterns = self.config.patterns_of(access_key, name)
@@ -8232,13 +8250,13 @@ def list_buckets(req: Request) -> Response:
 
 def head_bucket(req: Request) -> Response:
     """HeadBucket: whether the bucket is there and the key may use it. [AWS: HeadBucket]"""
-    region = region_of(req.store.about())
+    region = region_of(req.store.about.read())
     return Response(200, {"x-amz-bucket-region": region, "content-length": "0"})
 
 
 def get_bucket_location(req: Request) -> Response:
     """GetBucketLocation: where it was made; empty means us-east-1. [AWS]"""
-    region = region_of(req.store.about())
+    region = region_of(req.store.about.read())
     return xml_response("LocationConstraint", region if region != REGION else "")
 
 
@@ -8601,7 +8619,7 @@ def called(operation: Operation, name: str) -> Operation:
 
 def get_bucket_tagging(req: Request) -> Response:
     """GetBucketTagging. Raises NoSuchTagSet. [AWS]"""
-    tags = (req.store.about() or {}).get("tags")
+    tags = (req.store.about.read() or {}).get("tags")
     if not tags:
         raise S3Error("NoSuchTagSet", BucketName=req.bucket)
     return tagging_response(tags)
@@ -8698,7 +8716,7 @@ def cors_rules(section: Optional[Section], about: Optional[Mapping[str, Any]]) -
 
 def get_bucket_cors(req: Request) -> Response:
     """GetBucketCors: also the rule that buckets.ini makes. Raises NoSuchCORSConfiguration. [AWS]"""
-    rules = cors_rules(req.section, req.store.about())
+    rules = cors_rules(req.section, req.store.about.read())
     if not rules:
         raise S3Error("NoSuchCORSConfiguration", BucketName=req.bucket)
     return xml_response("CORSConfiguration", [
@@ -9076,7 +9094,7 @@ class App:
             return None  # first: of other buckets the disk may be slow, and this is the front
         section = self.buckets.find(bucket)
         store = self.buckets.store(bucket, section)
-        about = store.about()
+        about = store.about.read()
         if not section or section.cors or not about or about.get("cors"):
             return None
         if address and has_claim(head):
@@ -9146,7 +9164,7 @@ class App:
             missing = why
         store = self.buckets.store(bucket, section)
         if not missing:  # before all checks: a page is to see why it is refused
-            about = store.about()
+            about = store.about.read()
             answer.rules = cors_rules(section, about)
             if about is None and not (key and head.method in ("GET", "HEAD")):  # what is there is
                 missing = S3Error("NoSuchBucket", BucketName=bucket)
@@ -9170,7 +9188,7 @@ class App:
         try:
             response = operation(req)
         except FileNotFoundError:
-            if bucket and store.about() is None:  # deleted while we were at it
+            if bucket and store.about.read() is None:  # deleted while we were at it
                 raise S3Error("NoSuchBucket", BucketName=bucket) from None
             raise
         answer.troubles = req.troubles
@@ -9186,7 +9204,7 @@ class App:
                           "Access-Control-Request-Method request headers needed.")
         section = self.buckets.find(answer.bucket)
         store = self.buckets.store(answer.bucket, section)
-        answer.rules = cors_rules(section, store.about())
+        answer.rules = cors_rules(section, store.about.read())
         if not cors_headers(answer.rules, head):
             raise S3Error("AccessForbidden", "CORSResponse: This CORS request is not allowed. Set "
                           "cors = in buckets.ini for it.",
@@ -10751,7 +10769,7 @@ def chosen_buckets(config: Config, bucket: str, troubles: list[str]) -> Iterator
     for name in names:
         try:
             store = buckets.open(name)
-            is_there = store.about() is not None
+            is_there = store.about.read() is not None
         except S3Error:
             if not bucket:
                 continue  # it was deleted just now
@@ -10769,7 +10787,7 @@ def chosen_buckets(config: Config, bucket: str, troubles: list[str]) -> Iterator
                 troubles.append(str(why))
             else:
                 yield name, store
-        elif store.is_declared:
+        elif store.about.is_declared:
             troubles.append(f"the bucket {name!r} is not there: {store.room}/bucket.json is not; "
                             "mount its disk, name the data folder with --data, or restart the "
                             "server, which makes it")
@@ -10783,7 +10801,7 @@ def until_it_fails(name: str, store: Store, items: Iterable[T], troubles: list[s
     try:
         yield from items
     except (OSError, S3Error) as why:
-        if store.is_declared or os.path.lexists(store.room):
+        if store.about.is_declared or os.path.lexists(store.room):
             troubles.append(f"the bucket {name!r} cannot be looked at: {why}")
 
 

@@ -340,15 +340,15 @@ def test_a_folder_that_is_not_ours_is_no_bucket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another user's, of mode 0700, beside the buckets: nobody learns that it is there."""
-    about = s3mini.Store.about
+    read = s3mini.About.read
 
-    def denied(store: s3mini.Store) -> object:
-        if store.root.endswith("/backup"):
-            raise PermissionError(13, "Permission denied", store.root)
-        return about(store)
+    def denied(about: s3mini.About) -> object:
+        if about.files.root.endswith("/backup"):
+            raise PermissionError(13, "Permission denied", about.path)
+        return read(about)
 
     (tmp_path / "backup").mkdir()
-    monkeypatch.setattr(s3mini.Store, "about", denied)
+    monkeypatch.setattr(s3mini.About, "read", denied)
     with s3mini.start("media", data=str(tmp_path)) as fake:
         for client in (Client(fake.endpoint.partition("//")[2], "s3mini", "s3mini-secret"),
                        Client(fake.endpoint.partition("//")[2])):

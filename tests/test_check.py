@@ -898,7 +898,7 @@ def test_a_bucket_whose_disk_fails_or_that_is_deleted_meanwhile_hides_no_other(
     late = s3mini.Store(str(Path(server.data, "test-00-late-gone")), s3mini.Disk(False))
     for made in (gone, bad, late):
         made.create(owner=s3.access_key)
-    real_names, real_about = s3mini.Buckets.names, s3mini.Store.about
+    real_names, real_read = s3mini.Buckets.names, s3mini.About.read
     real_scan = s3mini.Folder.scan
 
     def fail_at(path: str, root: str) -> None:
@@ -910,9 +910,9 @@ def test_a_bucket_whose_disk_fails_or_that_is_deleted_meanwhile_hides_no_other(
         shutil.rmtree(gone.root)
         return found
 
-    def about(store: s3mini.Store) -> Any:
-        fail_at(store.root, str(Path(server.data, "media")))
-        return real_about(store)
+    def read(about: s3mini.About) -> Any:
+        fail_at(about.files.root, str(Path(server.data, "media")))
+        return real_read(about)
 
     def scan(folder: s3mini.Folder) -> Any:
         if folder.path == late.root:
@@ -922,7 +922,7 @@ def test_a_bucket_whose_disk_fails_or_that_is_deleted_meanwhile_hides_no_other(
         return real_scan(folder)
 
     monkeypatch.setattr(s3mini.Buckets, "names", names)
-    monkeypatch.setattr(s3mini.Store, "about", about)
+    monkeypatch.setattr(s3mini.About, "read", read)
     monkeypatch.setattr(s3mini.Folder, "scan", scan)
     done = run(server, command, *(["--json"] if command == "check" else []))
     shutil.rmtree(bad.root)
@@ -939,14 +939,14 @@ def test_a_bucket_that_may_not_be_looked_into_hides_no_other(
     deny: Callable[[Path, int], None],
 ) -> None:
     make_changed(s3, folder)
-    real = s3mini.Store.about
+    real = s3mini.About.read
 
-    def about(store: s3mini.Store) -> Any:
-        if store.root.endswith("/media"):
-            raise PermissionError(errno.EACCES, "not for you", store.root)
-        return real(store)
+    def read(about: s3mini.About) -> Any:
+        if about.files.root.endswith("/media"):
+            raise PermissionError(errno.EACCES, "not for you", about.path)
+        return real(about)
 
-    monkeypatch.setattr(s3mini.Store, "about", about)
+    monkeypatch.setattr(s3mini.About, "read", read)
     deny(Path(server.data, "media", ".s3mini", "bucket.json"), os.R_OK)
     done = run(server, "check", "--json")
     listed = run(server, "manifest")

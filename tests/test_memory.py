@@ -217,13 +217,13 @@ def test_a_bucket_whose_disk_hangs_holds_up_nobody_else(
     client, slow = shop.client("media-key"), shop.client("", "pages")
     for _ in range(3):
         assert 200 == client.get("k").status
-    goes_on, real = threading.Event(), s3mini.Store.about
+    goes_on, real = threading.Event(), s3mini.About.read
 
-    def hang(store: s3mini.Store) -> Any:
-        assert not store.root.endswith("/pages") or goes_on.wait(20)
-        return real(store)
+    def hang(about: s3mini.About) -> Any:
+        assert not about.files.root.endswith("/pages") or goes_on.wait(20)
+        return real(about)
 
-    monkeypatch.setattr(s3mini.Store, "about", hang)
+    monkeypatch.setattr(s3mini.About, "read", hang)
     asks = threading.Thread(target=slow.get, args=("never-seen",))
     asks.start()
     began = time.monotonic()

@@ -176,7 +176,7 @@ def test_who_makes_a_bucket_writes_its_name_under_a_lock(
     buckets: s3mini.Buckets, meet: Meet
 ) -> None:
     path = f"{buckets.config.data}/test-x/.s3mini/locks/00"
-    locked = meet(s3mini.Store, "write_about", lambda: is_locked(path))
+    locked = meet(s3mini.About, "write", lambda: is_locked(path))
     buckets.create("test-x", "one")
 
     assert [True] == locked
@@ -286,7 +286,7 @@ def test_a_bucket_that_is_removed_while_it_is_made_is_made(tmp_path: Path, meet:
     meet(s3mini.Locks, "number", make_and_remove)
 
     assert store.create(owner="me")
-    assert "me" == (store.about() or {})["owner"]
+    assert "me" == (store.about.read() or {})["owner"]
 
 
 class Aside:
@@ -373,7 +373,7 @@ def test_tags_do_not_come_into_another_bucket_of_the_same_name(tmp_path: Path) -
     with pytest.raises(s3mini.S3Error, match="bucket does not exist"):
         mine.change_about(cors=[{"origins": ["https://evil"]}])
 
-    assert "cors" not in (theirs.about() or {})
+    assert "cors" not in (theirs.about.read() or {})
 
 
 def test_a_bucket_that_another_process_made_anew_is_used(buckets: s3mini.Buckets) -> None:
@@ -731,10 +731,10 @@ def test_settings_that_others_change_are_seen_at_once(
         return same if str(path).endswith("bucket.json") else real(path, **named)
 
     monkeypatch.setattr(os, "stat", stat)
-    before = (other.about() or {})["tags"]
+    before = (other.about.read() or {})["tags"]
     one.change_about(tags={"n": "2"})
 
-    assert ({"n": "1"}, {"n": "2"}) == (before, (other.about() or {})["tags"])
+    assert ({"n": "1"}, {"n": "2"}) == (before, (other.about.read() or {})["tags"])
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "HEAD"])
