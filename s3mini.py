@@ -4976,9 +4976,20 @@ class About:
         return self.is_declared or self.is_same or not HAS_FLOCK and self.read() is None
 
     def check_here(self) -> None:
-        """Raises NoSuchBucket when it was deleted while we waited for a lock, or for a body."""
+        """Raises NoSuchBucket when it was deleted while we waited for a lock, or for a body;
+        ServiceUnavailable when it went away.
+        """
         if not self.is_same:
-            raise S3Error("NoSuchBucket")
+            raise self.missing()
+
+    def missing(self, **told: object) -> S3Error:
+        """What to say of a bucket that is not there. One that buckets.ini declares is but away, and
+        its objects are not gone: who hears a 404 makes a new repository, or ends a recovery.
+        """
+        if self.is_declared:
+            return S3Error("ServiceUnavailable", "The bucket's folder is away, or has no "
+                           ".s3mini/bucket.json any more. Is its disk mounted?")
+        return S3Error("NoSuchBucket", "", None, **told)
 
     def write(self, about: Mapping[str, object]) -> None:
         """Raises MaxMessageLengthExceeded, OSError."""
@@ -6974,15 +6985,16 @@ class Buckets:
     def create(self, name: str, access_key: str, about: Mapping[str, object] = NONE) -> bool:
         """Make a bucket of the key's own; False when it has it already, as it is.
 
-        Raises InvalidBucketName, BucketAlreadyExists, AccessDenied, NoSuchBucket.
+        Raises InvalidBucketName, BucketAlreadyExists, AccessDenied, ServiceUnavailable.
         """
         if not is_bucket_name(name):
             raise S3Error("InvalidBucketName", BucketName=name)
         if name in self._declared or self._owner(name) is not None:
             if not self.grants(name, access_key):
                 raise S3Error("BucketAlreadyExists", BucketName=name)
-            if self.open(name).about.read() is None:  # declared, and its disk is away
-                raise S3Error("NoSuchBucket", BucketName=name)
+            known = self.open(name).about
+            if known.read() is None:
+                raise known.missing(BucketName=name)
             return False
         patterns = self.config.patterns_of(access_key, name)
         if not any("configure" in MODES[s.mode] for s in patterns):
@@ -9167,7 +9179,7 @@ class App:
             about = store.about.read()
             answer.rules = cors_rules(section, about)
             if about is None and not (key and head.method in ("GET", "HEAD")):  # what is there is
-                missing = S3Error("NoSuchBucket", BucketName=bucket)
+                missing = store.about.missing(BucketName=bucket)
         if call.address and has_claim(head):
             self.failures.check(call.address, call.now)
         signed = verify(head, self.buckets.keyring, in_host, call.now)
@@ -9189,7 +9201,7 @@ class App:
             response = operation(req)
         except FileNotFoundError:
             if bucket and store.about.read() is None:  # deleted while we were at it
-                raise S3Error("NoSuchBucket", BucketName=bucket) from None
+                raise store.about.missing(BucketName=bucket) from None
             raise
         answer.troubles = req.troubles
         return response
