@@ -7374,10 +7374,13 @@ def append_object(req: Request, given: Entry, body: Body, offset: str) -> Respon
 
 
 def delete_object(req: Request) -> Response:
-    """DeleteObject: a success also when there is nothing to delete. [AWS: DeleteObject]
+    """DeleteObject: a success also where there is no such object, or version of it. [AWS]
 
-    Raises PreconditionFailed, AccessDenied.
+    Raises PreconditionFailed, AccessDenied, InvalidArgument.
     """
+    version_id = req.query.get("versionId", "null")
+    if VERSION_ID.fullmatch(version_id):  # [AWS's answers in versitygw #1758, minio #18117]
+        return Response(204, {"x-amz-version-id": version_id})
     check_version(req)
     req.store.delete(req.key, functools.partial(check_delete, req.headers, req.key))
     return Response(204)
@@ -7409,14 +7412,15 @@ def delete_objects(req: Request) -> Response:
         raise S3Error("InvalidRequest", "Missing required header for this request: Content-MD5 OR "
                       "x-amz-checksum-*")
     items, quiet = parse_delete(req.document())
-    refused = {i: why for i, item in enumerate(items) if (why := refuse_delete(req, item))}
+    settled = {i: why for i, item in enumerate(items)
+               if (why := refuse_delete(req, item)) or VERSION_ID.fullmatch(item.version_id)}
     wanted: list[tuple[str, Check]] = [
         (item.key, functools.partial(check_delete, delete_conditions(item), item.key))
-        for i, item in enumerate(items) if i not in refused]
+        for i, item in enumerate(items) if i not in settled]
     done = iter(req.store.delete_many(wanted))
     results: Children = []
     for i, item in enumerate(items):
-        found = refused[i] if i in refused else next(done)
+        found = settled[i] if i in settled else next(done)
         if isinstance(found, OSError):
             req.troubles.append(trouble_of(found))
             found = error_of_disk(found)
@@ -7441,8 +7445,8 @@ def refuse_delete(req: Request, item: DeleteItem) -> Optional[S3Error]:
     try:
         check_key(item.key)
         check_delete_grant(req, item.key)
-        if item.version_id not in ("", "null"):  # AWS says so of every id    [versitygw #2119]
-            raise S3Error("NoSuchVersion")
+        if item.version_id not in ("", "null") and not VERSION_ID.fullmatch(item.version_id):
+            raise S3Error("NoSuchVersion")  # of what no version is called [versitygw #2119]
     except S3Error as why:
         return why
     return None

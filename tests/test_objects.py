@@ -486,6 +486,9 @@ def test_the_version_null_is_the_only_one(
     asked = {"x-amz-object-attributes": "ETag"}
     named = f"{query}&versionId={version}".lstrip("&")
     reply = s3(method, "k", TAGS if method == "PUT" else b"", asked, query=named)
+    if (method, query, status) == ("DELETE", "", 404):  # as of a key that is not there
+        status, code = 204, ""
+        assert version == reply.headers["x-amz-version-id"]
 
     assert (status, code if method != "HEAD" else "") == (reply.status, reply.error)
     assert (b"x", None) == (s3.get("k").body, s3.get("k").headers.get("x-amz-tagging-count"))
@@ -1299,6 +1302,19 @@ def test_one_failure_does_not_stop_the_others(s3: Client) -> None:
     assert (200, ["b", "c", "k" * 1024]) == (reply.status, reply.elements("Key"))
     assert ["NoSuchVersion", "PreconditionFailed", "KeyTooLongError"] == reply.elements("Code")
     assert ["b", "c"] == s3.get(list_type=2).elements("Key")
+
+
+def test_a_version_of_many_that_is_not_there_is_deleted_as_a_key_is(s3: Client) -> None:
+    s3.put("a", b"x")
+    version = "KC0WuaPTHv7At3olS.BPuh.weAJqMkKJ"
+    reply = post_delete(
+        s3,
+        f"<Delete><Object><Key>a</Key><VersionId>{version}</VersionId></Object>"
+        "<Object><Key>b</Key><VersionId>null</VersionId></Object></Delete>",
+    )
+
+    assert ([], [version, "null"]) == (reply.elements("Code"), reply.elements("VersionId"))
+    assert b"x" == s3.get("a").body
 
 
 @pytest.mark.parametrize("form", ["%a, %d %b %Y %H:%M:%S GMT", "%Y-%m-%dT%H:%M:%SZ"])
