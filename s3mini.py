@@ -3249,25 +3249,31 @@ class Folder:
 
     def scan(self) -> Iterator[Any]:
         """What os.scandir gives, some of it twice."""
-        if self.fd is None:
-            return os.scandir(self.path)
-        return itertools.chain.from_iterable(self._read(self.fd))
+        return itertools.chain.from_iterable(
+            self._read_once() if self.fd is None else self._read(self.fd))
+
+    def _read_once(self) -> Iterator[Any]:
+        with os.scandir(self.path) as found:
+            yield found
 
     def _read(self, fd: int) -> Iterator[list[Any]]:
         """btrfs moves a name that is renamed over to the end, and does not tell what came there
         since the folder was opened: an object that is replaced meanwhile would be missing. So what
         lies behind the last ones is read again until nothing changed.          [ran, Linux 6.18]
+
+        Once more where it changed just before: a second change may have the time of the first.
         """
         end = 0  # of what was read
-        for _ in range(ROUNDS):
-            before = times_of(os.fstat(fd))
+        for number in range(ROUNDS):
+            info = os.fstat(fd)
+            is_settled = number or info.st_ctime_ns < (disk_time() - tick_of(info)) * 1e9
             os.lseek(fd, end, os.SEEK_SET)  # from here on btrfs tells what came until now
             with os.scandir(fd) as found:
                 while items := list(itertools.islice(found, ITEMS_AT_ONCE)):
                     yield items
                     if len(items) == ITEMS_AT_ONCE:  # else it was rewound
                         end = os.lseek(fd, 0, os.SEEK_CUR)
-            if times_of(os.fstat(fd)) == before:
+            if is_settled and times_of(os.fstat(fd)) == times_of(info):
                 return
 
     def close(self) -> None:

@@ -892,11 +892,15 @@ def test_a_listing_begun_after_a_put_has_it_on_its_later_pages(
 
 
 @pytest.mark.skipif(not s3mini.HAS_DIR_FD, reason="folders are read by descriptor: not on Windows")
+@pytest.mark.parametrize("is_coarse", [False, True], ids=["", "clock of 4 ms"])
 @pytest.mark.parametrize("delimiter", ["", "/"])
 def test_an_object_that_is_replaced_while_its_folder_is_read_is_listed(
-    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch, delimiter: str
+    store: s3mini.Store, monkeypatch: pytest.MonkeyPatch, delimiter: str, is_coarse: bool
 ) -> None:
-    """btrfs gives a name that is renamed over a place behind all that it was about to tell."""
+    """btrfs gives a name that is renamed over a place behind all that it was about to tell.
+
+    Before Linux 6.13 two changes within 4 ms leave a folder with one time.
+    """
     fill(store, "folder/hot")
     real, moved = os.scandir, []
 
@@ -910,6 +914,8 @@ def test_an_object_that_is_replaced_while_its_folder_is_read_is_listed(
 
     with monkeypatch.context() as patch:
         patch.setattr(s3mini.os, "scandir", scandir)
+        if is_coarse:
+            patch.setattr(s3mini, "times_of", lambda info: (0, 0))
         found = s3mini.list_page(store, "folder", delimiter, s3mini.Cursor(), 10)
 
     assert moved
