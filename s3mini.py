@@ -9169,7 +9169,8 @@ class App:
         with contextlib.suppress(OSError):
             if (answer.access_key and domain and is_bucket_name(name)
                     and grants(name, answer.access_key)
-                    and not grants(answer.bucket, answer.access_key)):
+                    and not (is_bucket_name(answer.bucket)  # no way out of the data folder
+                             and grants(answer.bucket, answer.access_key))):
                 return (f"Does the client name its bucket {name} in the host? Let it use path "
                         f"style, or set domain = {domain.partition(':')[0]} in buckets.ini.")
         return ""

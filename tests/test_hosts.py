@@ -88,7 +88,8 @@ def test_other_hosts_are_path_style(path_style: Client, host: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "target"),
-    [("GET", "/?list-type=2"), ("GET", "/a/b"), ("PUT", "/a/b"), ("PUT", "/a.txt"), ("PUT", "/")],
+    [("GET", "/?list-type=2"), ("GET", "/a/b"), ("PUT", "/a/b"), ("PUT", "/a.txt"), ("PUT", "/"),
+     ("GET", "/%00/b")],
 )
 def test_a_bucket_below_no_domain_of_ours_is_told_of(
     virtual: Client, method: str, target: str
