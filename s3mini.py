@@ -4539,8 +4539,14 @@ class Files:
         return path
 
     def drop(self, folder: Folder, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # no folder is ours to drop
+        """But no folder: none is ours."""
+        try:
             self.disk.unlink(folder, name)
+        except FileNotFoundError:
+            pass
+        except (IsADirectoryError, PermissionError):  # the second on macOS and Windows
+            if not is_folder(folder, name):
+                raise
 
     def put_aside(self, folder: Folder, note: str) -> str:
         """Move a note to where a human may look at it; gives its path below the bucket's folder."""

@@ -5,6 +5,8 @@ It is no Windows: names, sharing and links differ there. It shows that no call i
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
 import subprocess
@@ -78,6 +80,28 @@ def test_the_fake_runs_without_what_the_system_lacks(system: str) -> None:
     )  # fmt: skip
 
     assert (0, "QuotaExceeded\ndone\n") == (done.returncode, done.stdout), done.stderr
+
+
+def test_a_folder_in_a_sidecars_place_stops_no_delete_where_unlinking_it_is_forbidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS and Windows call it that, Linux that it is a folder."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create()
+    (tmp_path / "b" / ".k.s3mini.json").mkdir()
+    (tmp_path / "b" / "k").touch()
+    real = os.unlink
+
+    def unlink(path: str, **options: Any) -> None:
+        try:
+            real(path, **options)
+        except IsADirectoryError as why:
+            raise PermissionError(errno.EPERM, "Operation not permitted") from why
+
+    monkeypatch.setattr(s3mini.os, "unlink", unlink)
+    store.delete("k", lambda old: None)
+
+    assert not (tmp_path / "b" / "k").exists()
 
 
 @pytest.fixture
