@@ -643,7 +643,8 @@ class IniReader:
         sections = tuple(self.section(name, {**defaults, **table}, table)
                          for name, table in tables.items())
         own = os.path.expanduser(server["data"])  # a relative one counts where no other is told
-        unused = own if os.path.isabs(own) and self.data not in ("", os.path.abspath(own)) else ""
+        is_other = self.data and os.path.realpath(self.data) != os.path.realpath(own)
+        unused = own if os.path.isabs(own) and is_other else ""
         server["data"] = self.data or self.absolute(server["data"])
         for name in ("tls_cert", "tls_key"):
             server[name] = server[name] and self.absolute(server[name])
@@ -865,7 +866,7 @@ def no_folder(path: str) -> str:
     except PermissionError as why:  # the unit's ProtectHome= locks /home, whoever owns it
         return (f"cannot reach {path}: {why.strerror}; let this user into each folder above it; "
                 "under systemd: ProtectHome=no")
-    except OSError:
+    except (OSError, ValueError):  # of a name with a NUL
         pass
     return f"there is no folder {path}; make it, or mount its disk"
 

@@ -272,6 +272,7 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
         2,
         ["secret_key in [DEFAULT]", "comment", "line of its own", "secret_key = file:PATH"],
     ),
+    "a NUL in a path": (GOOD + "path = /srv/a\0b\n", 4, ["path in [media]", "there is no folder"]),
     "a comment behind a folder": (
         "[SERVER]\ndata = /srv/s3  # note\n" + GOOD, 2, ["data in [SERVER]", "line of its own"]),
     "a comment behind a choice": (
@@ -662,6 +663,14 @@ def test_a_data_folder_that_the_command_line_overrules_is_warned_of(
     sentence = "data in [SERVER] is /srv/s3, and not used: --data /var/lib/s3mini counts"
 
     assert (f"s3mini: {sentence}\n" if warned else "") == capfd.readouterr().err
+
+
+def test_a_data_folder_that_is_a_link_to_the_one_that_counts_is_used(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "buckets.ini").write_text(f"[SERVER]\ndata = {tmp_path}/link\n{GOOD}")
+    config = s3mini.load_config(str(tmp_path / "buckets.ini"), str(tmp_path))
+
+    assert "" == config.unused
 
 
 def test_a_data_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
