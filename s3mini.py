@@ -9306,7 +9306,7 @@ class Stream:
         """A thread has the connection: send what was kept. Raises Disconnected."""
         self.waits = True
         if not self._has_own_timeouts:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(BODY_SECONDS))
+            set_timeout(self.sock, socket.SO_SNDTIMEO, BODY_SECONDS)
         unsent, self._unsent = self._unsent, b""
         if unsent:
             self.send(unsent)
@@ -9323,7 +9323,7 @@ class Stream:
         if self._has_own_timeouts:
             self.sock.settimeout(self._seconds)
         elif self._seconds != self._applied:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(self._seconds))
+            set_timeout(self.sock, socket.SO_RCVTIMEO, self._seconds)
             self._applied = self._seconds
 
     @property
@@ -9464,19 +9464,17 @@ class Stream:
 
 
 @functools.lru_cache(64)
-def timeval(seconds: float) -> bytes:
+def timeval(seconds: float, form: str = "ll") -> bytes:
     """A C struct timeval."""
-    return struct.pack(timeval_format(), int(seconds), int(seconds % 1 * 1_000_000))
+    return struct.pack(form, int(seconds), int(seconds % 1 * 1_000_000))
 
 
-@functools.lru_cache(1)
-def timeval_format() -> str:
-    """As large as the kernel's: where a C long has 32 bits its times may have 64. [Debian 13's
-    armhf, OpenWrt: what is smaller is EINVAL]
-    """
-    with socket.socket() as probe:
-        size = len(probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 32))
-    return "qq" if size == 16 else "ll"
+def set_timeout(sock: socket.socket, option: int, seconds: float) -> None:
+    """The kernel's own timeout. Raises OSError."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, option, timeval(seconds))
+    except OSError:  # EINVAL: a C long has 32 bits, the times have 64  [Debian 13's armhf, OpenWrt]
+        sock.setsockopt(socket.SOL_SOCKET, option, timeval(seconds, "qq"))
 
 
 # Addresses that may be a proxy's: of this machine, of private networks (Docker's too), link-local.

@@ -128,3 +128,22 @@ def test_a_wait_ends_in_time_where_a_long_is_shorter_than_the_kernels_times(
         with pytest.raises(s3mini.S3Error) as why:
             stream.read(1)
     assert "RequestTimeout" == why.value.code
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no sockets in the file system")
+def test_a_wait_ends_in_time_where_there_are_only_sockets_in_the_file_system(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """systemd: RestrictAddressFamilies=AF_UNIX."""
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, monkeypatch.context() as patch:
+        patch.setattr(s3mini.socket, "socket", refuse)
+        stream = s3mini.Stream(ours)
+        stream.timeout(0.01)
+        with pytest.raises(s3mini.S3Error) as why:
+            stream.read(1)
+    assert "RequestTimeout" == why.value.code
