@@ -4577,7 +4577,9 @@ class Locks:
     def __init__(self, room: str, check: Callable[[], None]):
         self.folder, self._check = f"{room}/locks", check
         self._maker = f"{self.folder}/make"  # the lock to make one
-        self._own = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
+        count = 0 if HAS_FLOCK else LOCKS
+        self._own = [threading.Lock() for _ in range(count)]
+        self.of_uploads = [threading.Lock() for _ in range(count)]  # else each has its file
 
     def make_maker(self) -> None:
         """Now: a full disk may have no inode for it later."""
@@ -5072,7 +5074,10 @@ class Store:
 
     @functools.cached_property
     def uploads(self) -> Uploads:
-        """Made when it is asked for: it knows the store, so that only the collector frees both."""
+        """Made when it is asked for: it knows the store, so that only the collector frees both.
+
+        Since Python 3.12 two threads may make two, which are as good as one.
+        """
         return Uploads(self)
 
     # -- the bucket ------------------------------------------------------------------------------
@@ -5992,7 +5997,6 @@ class Uploads:
     def __init__(self, store: Store):
         self.store, self.quota, self.files = store, store.quota, store.files
         self.disk, self.folder = store.disk, f"{store.room}/uploads"
-        self._own = [] if HAS_FLOCK else [threading.Lock() for _ in range(LOCKS)]
 
     def _open(self) -> Folder:
         """Made again where somebody tidied it away; it may be a link."""
@@ -6065,7 +6069,7 @@ class Uploads:
         """Not one of the keys' locks: Complete takes the key's while it holds this."""
         if HAS_FLOCK:
             return closing_fd(open_locked(os.path.join(path, "lock")))
-        return self._own[number_of(path)]
+        return self.store.locks.of_uploads[number_of(path)]
 
     def put_part(self, upload: Upload, number: int, body: Body) -> Part:
         """Store a part; one sent again takes the place of the first. Raises as put does."""

@@ -830,6 +830,35 @@ def test_without_flock_an_upload_does_not_wait_for_itself(
     assert not thread.is_alive()
     assert entry.etag == store.head(key).etag
 
+def test_without_flock_threads_that_meet_the_uploads_first_exclude_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Since Python 3.12 two of them may make a cached_property at the same time."""
+    monkeypatch.setattr(s3mini, "HAS_FLOCK", False)
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False))
+    store.create()
+    made = s3mini.Upload("0" * 32, "k", 1_600_000_000, s3mini.Entry(0, "", "", 0))
+    store.uploads.create(made)
+    store.uploads.put_part(made, 1, body_of(b"part"))
+    waited = []
+
+    def abort() -> None:
+        with contextlib.suppress(s3mini.S3Error):  # it is completed by then
+            s3mini.Uploads(store).abort(made)
+
+    def choose(parts: list[s3mini.Part]) -> list[s3mini.Part]:
+        thread.start()
+        thread.join(0.2)
+        waited.append(thread.is_alive())
+        return parts
+
+    thread = threading.Thread(target=abort, daemon=True)
+    store.uploads.complete(made, choose, lambda _: entry_of(b"part", "joined"), s3mini.no_check)
+    thread.join(20)
+
+    assert waited == [True]
+
+
 
 # -- a listing, and objects that come and go -------------------------------------------------------
 
