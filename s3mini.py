@@ -5154,6 +5154,7 @@ class Store:
         `age` spares what is younger: a sidecar on its way has no lock. At start it may be 0, a
         writer of another process that loses its file so tries again or answers an error.
         """
+        self.about.check_here()  # else folders would be made where its disk is mounted
         if self.about.read() == {}:
             raise S3Error("InternalError", f"{self.about.path} is damaged")
         self.make_room()

@@ -435,6 +435,18 @@ def test_a_bucket_whose_disk_went_away_is_not_an_empty_one(serve: Serve) -> None
     assert (b"x", ["k"]) == (s3.get("k").body, s3.get().elements("Key"))
 
 
+def test_nothing_is_made_where_a_buckets_disk_is_mounted(tmp_path: Path) -> None:
+    """The hourly look for what is left behind makes folders that somebody removed."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), is_declared=True)
+    store.create()
+    (tmp_path / "b").rename(tmp_path / "away")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(s3mini.S3Error, match="disk mounted"):
+        store.clean()
+
+    assert [] == list((tmp_path / "b").iterdir())
+
+
 def test_a_data_folder_whose_disk_went_away_has_not_lost_its_buckets(serve: Serve) -> None:
     """Who mirrors all buckets would delete those that were made through the API."""
     server = serve()
