@@ -3268,14 +3268,19 @@ class Folder:
         for number in range(ROUNDS):
             info = os.fstat(fd)
             is_settled = number or info.st_ctime_ns < (disk_time() - tick_of(info)) * 1e9
-            os.lseek(fd, end, os.SEEK_SET)  # from here on btrfs tells what came until now
-            with os.scandir(fd) as found:
-                while items := list(itertools.islice(found, ITEMS_AT_ONCE)):
-                    yield items
-                    if len(items) == ITEMS_AT_ONCE:  # else it was rewound
-                        end = os.lseek(fd, 0, os.SEEK_CUR)
+            end = yield from self._read_from(fd, end)
             if is_settled and times_of(os.fstat(fd)) == times_of(info):
                 return
+
+    def _read_from(self, fd: int, end: int) -> Generator[list[Any], None, int]:
+        """To where the folder ends; gives what was read for sure."""
+        os.lseek(fd, end, os.SEEK_SET)  # from here on btrfs tells what came until now
+        with os.scandir(fd) as found:
+            while items := list(itertools.islice(found, ITEMS_AT_ONCE)):
+                yield items
+                if len(items) == ITEMS_AT_ONCE:  # else it was rewound
+                    end = os.lseek(fd, 0, os.SEEK_CUR)
+        return end
 
     def close(self) -> None:
         if self.fd is not None:
@@ -4579,7 +4584,7 @@ class Locks:
         self._maker = f"{self.folder}/make"  # the lock to make one
         count = 0 if HAS_FLOCK else LOCKS
         self._own = [threading.Lock() for _ in range(count)]
-        self.of_uploads = [threading.Lock() for _ in range(count)]  # else each has its file
+        self._uploads = [threading.Lock() for _ in range(count)]
 
     def make_maker(self) -> None:
         """Now: a full disk may have no inode for it later."""
@@ -4660,9 +4665,17 @@ class Locks:
             self._check()
             yield
 
+    def of_upload(self, path: str) -> contextlib.AbstractContextManager[Any]:
+        """That of an upload's folder, which is not one of the keys': Complete takes the key's while
+        it holds this.
+        """
+        if HAS_FLOCK:
+            return closing_fd(open_locked(os.path.join(path, "lock")))
+        return self._uploads[number_of(path)]
+
     @contextlib.contextmanager
     def all(self) -> Iterator[None]:
-        """All that are there, and no other is made meanwhile."""
+        """All of keys that are there, and no other is made meanwhile."""
         with contextlib.ExitStack() as locks:
             if HAS_FLOCK:
                 may_wait = not TURNS.in_front
@@ -4732,8 +4745,8 @@ class Quota:
     def check(self, length: int, there: int = 0, freed: Callable[[], int] = int) -> None:
         """Whether `length` more bytes are allowed, of which the disk has `there` already.
 
-        Where they are too many, `freed` is asked how many the quota gets back for them. Raises
-        InsufficientStorage, QuotaExceeded.
+        Where they are too many, `freed` is asked how many the quota gets back for them, by default
+        none. Raises InsufficientStorage, QuotaExceeded.
         """
         if self.limit and length:
             with self.usage() as fd:
@@ -5086,20 +5099,21 @@ class Store:
         """Make the bucket; False when it is there already. Raises OperationAborted, OSError."""
         for _ in range(ROUNDS):
             with contextlib.suppress(FileNotFoundError):  # it is deleted at the same time
-                self.make_room()
-                if self.about.read() is not None:
-                    self.about.sync()
-                    return False
-                for path in (self.room, self.root, os.path.dirname(self.root)):
-                    with Folder.open(path) as folder:
-                        self.disk.sync_folder(folder)
-                with self.locks.number(0):
-                    if self.about.read() is None:
-                        self.about.make(about)
-                        return True
-                self.about.sync()
-                return False
+                return self._create_once(about)
         raise S3Error("OperationAborted")
+
+    def _create_once(self, about: Mapping[str, object]) -> bool:
+        self.make_room()
+        if self.about.read() is None:
+            for path in (self.room, self.root, os.path.dirname(self.root)):
+                with Folder.open(path) as folder:
+                    self.disk.sync_folder(folder)
+            with self.locks.number(0):
+                if self.about.read() is None:
+                    self.about.make(about)
+                    return True
+        self.about.sync()
+        return False
 
     def make_room(self) -> None:
         """The bucket's own folders, at the start and once an hour.
@@ -6056,7 +6070,7 @@ class Uploads:
         """Its folder, with nobody else adding parts to it or ending it. Raises NoSuchUpload."""
         path = self.path(upload.id)
         try:
-            with self._lock_file(path), Folder.open(path) as folder:
+            with self.store.locks.of_upload(path), Folder.open(path) as folder:
                 if not exists(folder, "upload.json"):
                     self._empty(path)  # our lock, made anew behind who removed it
                     raise S3Error("NoSuchUpload", UploadId=upload.id)
@@ -6065,12 +6079,6 @@ class Uploads:
             if os.path.exists(os.path.join(path, "upload.json")):
                 raise
             raise S3Error("NoSuchUpload", UploadId=upload.id) from None
-
-    def _lock_file(self, path: str) -> contextlib.AbstractContextManager[Any]:
-        """Not one of the keys' locks: Complete takes the key's while it holds this."""
-        if HAS_FLOCK:
-            return closing_fd(open_locked(os.path.join(path, "lock")))
-        return self.store.locks.of_uploads[number_of(path)]
 
     def put_part(self, upload: Upload, number: int, body: Body) -> Part:
         """Store a part; one sent again takes the place of the first. Raises as put does."""
