@@ -1719,8 +1719,9 @@ class Bench:
 # 11. Table
 
 def render(value: float) -> str:
-    """Three digits that count."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    """Three digits that count; at most four behind the point."""
+    places = 4 if value < 0.1 else 2 if value < 10 else 1 if value < 100 else 0
+    return f"{value:,.{places}f}"
 
 
 def ratio(measure: str, value: float, ours: float) -> float:
