@@ -808,9 +808,12 @@ class IniReader:
 
     def without_value(self, line: int) -> str:
         """What is wrong with a line that is no option = value; shown only if it is no secret."""
-        word = self.text.split("\n")[line - 1].strip().partition(" ")[0]
+        above, text = ["", *self.text.split("\n")][line - 1 : line + 1]
+        word = text.strip().partition(" ")[0]
         if word.lower() in {option.name for option in OPTIONS}:
             return f"{word} has no value; write {word} = and the value"
+        if text[:1].isspace() and above.strip()[:1] in ("", "#", ";"):
+            return "an empty line or a comment ends the value above it; take it away"
         return "neither [section] nor option = value; write one of them"
 
     def absolute(self, path: str) -> str:

@@ -48,6 +48,12 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 MISTAKES: dict[str, tuple[str, int, list[str]]] = {
     "near option": (GOOD + "pubic = read\n", 4, ["[media]", "'pubic'", "did you mean public?"]),
     "near key": ("[media]\nacces_key = k\n", 2, ["'acces_key'", "did you mean access_key?"]),
+    "comment in a list": (
+        GOOD + "public = images/\n    # styles\n    css/\n",
+        6,
+        ["a comment ends the value above it; take it away"],
+    ),
+    "empty line in a list": (GOOD + "public = images/\n\n    css/\n", 6, ["an empty line"]),
     "far option": (GOOD + "zzz = 1\n", 4, ["[media]", "unknown option 'zzz'"]),
     "near in SERVER": ("[SERVER]\nlissten = x\n" + GOOD, 2, ["[SERVER]", "did you mean listen?"]),
     "near in DEFAULT": (GOOD + "[DEFAULT]\npubli = no\n", 5, ["[DEFAULT]", "did you mean public?"]),
