@@ -2084,6 +2084,21 @@ V2_RESOURCES = frozenset((
 ))
 
 
+HIDDEN_V2 = re.compile(f"&(?:{'|'.join(sorted(V2_RESOURCES))})=")
+
+
+def check_nothing_is_hidden(head: Head) -> None:
+    """SigV2 signs values as they are: a=1&b=2 is two parameters, or an a of "1&b=2". Who has a URL
+    of two could open it without the second, which may be what makes a download of a page.
+
+    Raises AccessDenied.
+    """
+    for name, value in head.pairs:
+        if name in V2_RESOURCES and HIDDEN_V2.search(value):
+            raise S3Error("AccessDenied", f"The value of {name} holds another parameter. SigV2 "
+                          "cannot tell them apart: sign it with SigV4.")
+
+
 def canonical_v2(head: Head, bucket: str, expires: str) -> str:
     """The bytes that SigV2 signs in a presigned URL, as latin-1 text; the path as it came."""
     amz = sorted((n, v) for n, v in head.headers.items() if n.startswith("x-amz-"))
@@ -2116,6 +2131,7 @@ def verify_v2(head: Head, keyring: Keyring, bucket: str, now: float) -> Signed:
         raise S3Error("AccessDenied", "Invalid date (should be seconds since epoch): Expires")
     check_window(0, int(query["Expires"]), now)
     check_no_token(head)
+    check_nothing_is_hidden(head)
     head = hoist(head)
     # As it came, or in canonical escapes: clients differ in what they leave bare.
     heads = [head, head._replace(path=canonical_path(head.path))]

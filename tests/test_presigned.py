@@ -328,6 +328,22 @@ def test_version_2_covers_the_content_type_and_md5(s3: Client) -> None:
     assert 200 == s3.fetch(url, "PUT", b"x", {"content-type": "image/png"}).status
 
 
+def test_no_parameter_that_version_2_signs_hides_in_another_ones_value(s3: Client) -> None:
+    """It signs a=1&b=2 for both: a download would be a page without its disposition."""
+    s3.put("k", b"<script>", {"content-type": "text/html"})
+    url = s3.presign("GET", "k", version=2, response_cache_control="no-store",
+                     response_content_disposition="attachment")  # fmt: skip
+    text = "no-store&response-content-disposition="
+    hidden = url.replace(text, text.replace("&", "%26").replace("=", "%3D"))
+    name = 'attachment; filename="Q&A=1&more"'
+    other = s3.presign("GET", "k", version=2, response_content_disposition=name)
+
+    assert "attachment" == s3.fetch(url).headers["content-disposition"]
+    assert url != hidden
+    assert (403, "AccessDenied") == (s3.fetch(hidden).status, s3.fetch(hidden).error)
+    assert name == s3.fetch(other).headers["content-disposition"]
+
+
 def test_a_hash_of_the_content_that_version_2_signs_is_obeyed(s3: Client) -> None:
     def put(body: bytes, payload: str, **more: str) -> Reply:
         headers = {"x-amz-content-sha256": payload, **more}
