@@ -69,7 +69,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from email.utils import mktime_tz, parsedate_tz
 from typing import Any, Callable, NamedTuple, NoReturn, Optional, Protocol, TypeVar, Union
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 try:
     import fcntl
@@ -9898,11 +9898,11 @@ class Connection:
             warn("; ".join(dict.fromkeys(answer.troubles)))
         if not self.server.log:
             return
-        query = "?" + hide_secrets(head.query_text) if head.query_text else ""
+        target = f"{head.path}?{head.query_text}" if head.query_text else head.path
         self.server.log({
             "time": render_log_time(now), "peer": self.address_of(head) or self.peer,
             "key": answer.access_key.encode("ascii", "replace").decode()[:128] or "-",
-            "method": head.method[:20], "target": cut(head.path + query),
+            "method": head.method[:20], "target": cut(hide_secrets(target)),
             "status": answer.response.status,
             "code": answer.response.code or answer.code or "-", "bytes": sent,
             "ms": round((time.perf_counter() - began) * 1000, 1),
@@ -9915,8 +9915,9 @@ def is_small(response: Response) -> bool:
     return isinstance(body, bytes) or isinstance(body, FileSpan) and body.length <= SMALL
 
 
-SECRET_NAMES = re.compile(
-    r"(?i)(?:x-amz-)?signature|x-amz-security-token|x-amz-credential|awsaccesskeyid")
+EQUAL_SIGN = "(?:=|%(?:25)*3[Dd])"
+SECRETS = re.compile(
+    rf"(?i)(?:signature|x-amz-security-token|x-amz-credential|awsaccesskeyid)[\W_]*?{EQUAL_SIGN}")
 
 
 def cut(text: str) -> str:
@@ -9930,13 +9931,22 @@ def render_log_time(seconds: float) -> str:
     return f"{render_iso_date(int(seconds))[:-4]}{int(seconds % 1 * 1000):03}Z"
 
 
-def hide_secrets(query_text: str) -> str:
-    """The query without signatures, however their names are written: %53ignature is one too."""
-    pieces = [piece.partition("=") for piece in query_text.split("&")]
-    return "&".join(
-        f"{n}=..." if SECRET_NAMES.fullmatch(decode_escapes(n, True)) else n + equal + value
-        for n, equal, value in pieces
-    )
+def hide_secrets(target: str) -> str:
+    """The target without signatures, however their names are written: %53ignature is one too.
+
+    Where a URL was escaped twice, or copied with its &amp;, what did not open it may be live yet.
+    """
+    if "=" not in target and "%" not in target:
+        return target
+    return re.sub("[^?&]+", hide_secret, target)
+
+
+def hide_secret(match: re.Match[str]) -> str:
+    piece = match[0]
+    if not SECRETS.search(unquote(piece)):
+        return piece
+    name, *values = re.split(EQUAL_SIGN, piece)
+    return f"{name if values else ''}=..."
 
 
 def text_log(fields: Mapping[str, object]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Optional
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import pytest
 from conftest import Serve, Server
@@ -860,6 +860,32 @@ def test_no_secret_and_no_signature_is_logged(logged: Server) -> None:
 
     for text in (SECRET, *signatures):
         assert text not in logged.log
+
+
+MANGLED = {  # a URL on its way from a page or a log to who opens it
+    "copied out of HTML": lambda target: target.replace("&", "&amp;"),
+    "an escaped question mark": lambda target: target.replace("?", "%3F"),
+    "escaped as a whole": lambda target: quote(target, safe="/"),
+    "escaped twice": lambda target: quote(quote(target, safe="/"), safe="/"),
+    "escaped three times": lambda target: quote(quote(quote(target)), safe="/"),
+    "a blank": lambda target: target.replace("Signature=", "Signature+="),
+    "semicolons": lambda target: target.replace("&", ";"),
+    "in a value": lambda target: target.replace("&X-Amz-Signature", "%26X-Amz-Signature"),
+}
+
+
+@pytest.mark.parametrize("name", MANGLED)
+def test_nor_is_one_of_a_url_that_was_mangled(logged: Server, name: str) -> None:
+    """It did not open it, and is live all the same."""
+    s3 = logged.client(bucket="media")
+    url = urlsplit(s3.presign("GET", "a"))
+    target = MANGLED[name](f"{url.path}?{url.query}")
+
+    status = s3.send("GET", target, {"host": url.netloc}).status
+
+    assert status in (400, 403)
+    (line,) = entries(logged, "/media/a")
+    assert url.query.rpartition("=")[2] not in line
 
 
 def signature_in(client: Client) -> str:
