@@ -9754,7 +9754,9 @@ class Connection:
         self.stream.pace, self._sent = None, 0
         try:
             if source and keep:
-                keep = self.drain(source, SMALL)
+                self.is_idle = not self.server.stopping  # it may say nothing: others have its place
+                keep = self.drain(source, SMALL) and not self.was_ended
+                self.is_idle = False
             if keep and self.stream.continue_due:
                 # No body was to come. HTTP lets us leave the 100 out, but botocore then takes the
                 # next answer on this connection for its own, waiting a minute    [botocore < 1.44]

@@ -972,6 +972,20 @@ def test_who_has_his_answer_makes_room(serve: Serve, is_refused: bool) -> None:
         until(lambda: client.get("k").status == 404)  # once they linger
 
 
+def test_so_does_who_sends_no_body_that_nobody_asked_for(serve: Serve) -> None:
+    """Anybody held a connection for three seconds with a GET that announced five bytes."""
+    server = serve(INI, workers=1, max_connections=2)
+    client = server.client(bucket="media")
+    with Raw(server) as one, Raw(server) as two:
+        for raw in (one, two):
+            raw.send(b"GET /media/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
+        began = time.monotonic()
+        until(lambda: client.get("k").status == 404)
+
+        assert time.monotonic() - began < s3mini.DRAIN_SECONDS / 2
+        assert 403 == must(one.reply()).status
+
+
 def test_answers_are_encrypted_and_right(serve: Serve, certificate: Path) -> None:
     tls = {"tls_cert": certificate / "server.pem", "tls_key": certificate / "server.key"}
     server = serve(INI, workers=1, **tls)
