@@ -5907,7 +5907,7 @@ class Store:
                 charged = entry.size if info.st_nlink <= 1 else 0
                 with on_error(self._count_apart, staged, charged):
                     self.commit(version.key, staged, entry, no_check, charged)
-                    self._share(version, second, charged)
+                    self.quota.charge(charged - self._share(version, fd, second), is_there=True)
 
     @contextlib.contextmanager
     def _second_name(self, staged: Staged) -> Iterator[str]:
@@ -5923,13 +5923,18 @@ class Store:
         if not staged.path:
             self.quota.charge(charged, is_there=True)
 
-    def _share(self, version: Version, path: str, charged: int) -> None:
-        """The second name of what came back takes the version's place: they are one file."""
-        try:
-            with Folder.open(os.path.dirname(version.path)) as folder:
-                self.disk.rename(path, folder, os.path.basename(version.path))
-        except FileNotFoundError:  # it was too old by now, and gave its bytes back
-            self.quota.charge(charged, is_there=True)
+    def _share(self, version: Version, fd: int, path: str) -> int:
+        """The second name of what came back takes the version's place: they are one file.
+
+        Gives the bytes that this frees: none where the version, which is open, has another name; or
+        where it was too old by now, or brought back twice at once, and is not there any more.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if is_at(fd, version.path):
+                with Folder.open(os.path.dirname(version.path)) as folder:
+                    self.disk.rename(path, folder, os.path.basename(version.path))
+                return 0 if os.fstat(fd).st_nlink else version.entry.size
+        return 0
 
     # -- listing ---------------------------------------------------------------------------------
 

@@ -410,6 +410,43 @@ def test_the_quota_counts_a_version_that_came_back_once(tmp_path: Path) -> None:
     assert 0 == store.held()
 
 
+@pytest.mark.parametrize("meanwhile", ["it was too old", "its twin was too old", "another did it"])
+def test_a_version_that_went_while_it_came_back_is_counted_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), quota=10**6, keep=3600)
+    store.create()
+    store.count()
+    put(store, "a", b"comes back", "name")
+    store.delete("a", s3mini.no_check)
+    if meanwhile == "its twin was too old":  # two versions, one file
+        store.bring_back(next(store.versions.since()))
+        store.delete("a", s3mini.no_check)
+    put(store, "b", b"of the same day", "name")
+    store.delete("b", s3mini.no_check)
+    version, *others = store.versions.since()
+    real, begun = s3mini.Version.check_copy, []
+
+    def check_copy(self: s3mini.Version, fd: int) -> None:
+        real(self, fd)
+        begun.append(fd)
+        if len(begun) > 1:
+            return
+        if meanwhile == "another did it":
+            store.bring_back(version)
+        else:
+            store.versions.drop((version if meanwhile == "it was too old" else others[0]).path)
+
+    monkeypatch.setattr(s3mini.Version, "check_copy", check_copy)
+    store.bring_back(version)
+
+    assert b"comes back" == (tmp_path / "b" / "a").read_bytes()
+    with store.quota.usage() as fd:
+        assert store.held() == s3mini.read_number(fd)
+    found = s3mini.Inspector(store, deep=True, repair=False, progress=lambda *_: None).run()
+    assert [] == list(found)
+
+
 @pytest.mark.parametrize("kind", ["whole", "in parts", "cut short"])
 def test_a_damaged_version_stays_away_and_the_others_come_back(
     kept: Kept, s3: Client, kind: str
