@@ -4057,7 +4057,7 @@ def is_at(fd: int, path: str) -> bool:
 def open_locked(path: str, may_wait: bool = True, may_make: bool = True) -> int:
     """A file with an flock: it excludes threads, processes and, on a network disk, machines.
 
-    Closing it gives it back. Raises NotQuickError where it would have to wait and may not,
+    close_locked gives it back. Raises NotQuickError where it would have to wait and may not,
     FileNotFoundError where it is not there and may not be made.
     """
     while True:
@@ -4076,6 +4076,26 @@ def open_locked(path: str, may_wait: bool = True, may_make: bool = True) -> int:
             os.close(fd)
             raise
         os.close(fd)  # removed while we waited: others hold another file of that name
+
+
+def close_locked(fd: int) -> None:
+    """Give the lock back, then close its file: a process that was forked meanwhile has it open too,
+    and would keep the lock for as long as it lives.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[int]:
+    """The file, open and with its flock, as open_locked gives it."""
+    fd = open_locked(path)
+    try:
+        yield fd
+    finally:
+        close_locked(fd)
 
 
 def touch(path: str) -> None:
@@ -4647,7 +4667,7 @@ class Locks:
         try:
             yield
         finally:
-            os.close(fd)
+            close_locked(fd)
 
     def path(self, number: int) -> str:
         return f"{self.folder}/{LOCK_NAMES[number]}"
@@ -4667,9 +4687,9 @@ class Locks:
             except OSError as why:
                 if why.errno in FULL:
                     return maker
-                os.close(maker)
+                close_locked(maker)
                 raise
-            os.close(maker)
+            close_locked(maker)
 
     @contextlib.contextmanager
     def of_keys(self, *keys: str) -> Iterator[None]:
@@ -4682,11 +4702,11 @@ class Locks:
         paths = [self.path(number) for number in numbers] if HAS_FLOCK else []
         for path in paths:
             if not os.path.exists(path):
-                with closing_fd(open_locked(self._maker)):
+                with locked(self._maker):
                     touch(path)
         with contextlib.ExitStack() as locks:
             for path in paths:
-                locks.callback(os.close, open_locked(path, may_make=False))
+                locks.callback(close_locked, open_locked(path, may_make=False))
             for number in numbers if not HAS_FLOCK else ():
                 locks.enter_context(self._own[number])
             self._check()
@@ -4697,7 +4717,7 @@ class Locks:
         it holds this.
         """
         if HAS_FLOCK:
-            return closing_fd(open_locked(os.path.join(path, "lock")))
+            return locked(os.path.join(path, "lock"))
         return self._uploads[number_of(path)]
 
     @contextlib.contextmanager
@@ -4706,10 +4726,10 @@ class Locks:
         with contextlib.ExitStack() as locks:
             if HAS_FLOCK:
                 may_wait = not TURNS.in_front
-                locks.callback(os.close, open_locked(self._maker, may_wait))
+                locks.callback(close_locked, open_locked(self._maker, may_wait))
                 for name in sorted(set(LOCK_NAMES).intersection(os.listdir(self.folder))):
                     fd = open_locked(f"{self.folder}/{name}", may_wait, may_make=False)
-                    locks.callback(os.close, fd)
+                    locks.callback(close_locked, fd)
             for lock in self._own:
                 locks.enter_context(lock)
             self._check()
@@ -4740,11 +4760,12 @@ class Quota:
     @contextlib.contextmanager
     def usage(self) -> Iterator[int]:
         """The file with the number of bytes held and the time of counting, open and locked."""
-        with contextlib.nullcontext() if HAS_FLOCK else self._lock:
-            fd = (open_locked(self.path) if HAS_FLOCK
-                  else os.open(self.path, CHANGE_FLAGS | os.O_CREAT, 0o640))
-            with closing_fd(fd):
+        if HAS_FLOCK:
+            with locked(self.path) as fd:
                 yield fd
+            return
+        with self._lock, closing_fd(os.open(self.path, CHANGE_FLAGS | os.O_CREAT, 0o640)) as fd:
+            yield fd
 
     def charge(self, size: int, is_there: bool = False) -> None:
         """Count bytes that come, or go. Raises QuotaExceeded, but not for what is there already."""

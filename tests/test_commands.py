@@ -1214,6 +1214,60 @@ def test_a_process_that_was_forked_after_an_upload_takes_another(tmp_path: Path)
     assert ("0\n", "") == (run.stdout, run.stderr)
 
 
+def test_a_process_that_is_forked_while_a_lock_is_held_does_not_keep_it(tmp_path: Path) -> None:
+    """A pool of processes in a test lives for long; the fake's next PUT would wait for its end."""
+    command = [sys.executable, "-c", FORKS_UNDER_LOCKS, str(tmp_path)]
+    done = subprocess.run(command, cwd=PROGRAM.parent, capture_output=True, text=True, timeout=60,
+                          check=False)
+
+    assert ("4 forks, kept: []\n", "") == (done.stdout, done.stderr)
+
+
+FORKS_UNDER_LOCKS = """
+import fcntl, glob, io, os, s3mini, signal, sys, time
+signal.alarm(20)
+store = s3mini.Store(sys.argv[1] + "/b", s3mini.Disk(False), quota=10**6)
+store.create()
+children = []
+
+def forks(owner, name):
+    real = getattr(owner, name)
+    def fork_first(*args):
+        setattr(owner, name, real)
+        children.append(os.fork())
+        if not children[-1]:
+            time.sleep(40)
+            os._exit(0)
+        return real(*args)
+    setattr(owner, name, fork_first)
+
+def body():
+    return s3mini.Body(io.BytesIO(b"1234"), s3mini.Promise(length=4))
+
+entry = s3mini.Entry(4, "0" * 32, "0" * 32, 1)
+forks(s3mini.Store, "_swap_in")
+store.put("a", body(), lambda: entry, s3mini.no_check)
+forks(s3mini.Store, "_rename_locked")
+store.rename("a", "b", s3mini.no_check, s3mini.no_check)
+forks(s3mini, "write_number")
+store.put("a", body(), lambda: entry, s3mini.no_check)
+upload = s3mini.Upload("0" * 32, "k", 1, entry)
+store.uploads.create(upload)
+forks(s3mini.Uploads, "_lose")
+store.uploads.put_part(upload, 1, body())
+kept = []
+for kind in ("locks/*", "usage", "uploads/*/lock"):
+    for path in glob.glob(store.room + "/" + kind):
+        try:
+            fcntl.flock(os.open(path, os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            kept.append(path)
+for child in children:
+    os.kill(child, 9)
+print(len(children), "forks, kept:", kept)
+"""
+
+
 def test_a_body_that_a_test_did_not_read_holds_no_stop_up() -> None:
     before = threading.active_count()
     with s3mini.start("media") as fake:
