@@ -5195,20 +5195,29 @@ class Store:
             for path, folders, _ in os.walk(self.root, onerror=raise_unless_gone):
                 if path == self.root:  # what may not be read is not empty
                     folders[:] = [f for f in folders if f not in (ROOM, LOST_AND_FOUND)]
-            # Out of the way while nobody can make the bucket anew, or we would remove the new one.
-            aside = os.path.join(os.path.dirname(self.root), f"{ROOM}-{secrets.token_hex(8)}")
-            with Folder.open(self.room) as room:
-                self.disk.unlink(room, "bucket.json")
-                self.disk.sync_folder(room)
+            # Out of the way while nobody can make the bucket anew, or we would remove the new one;
+            # and all at once, or the next bucket of the name would have our uploads and versions.
+            above = os.path.dirname(self.root)
+            aside = os.path.join(above, f"{ROOM}-{secrets.token_hex(8)}")
             try:
                 os.rename(self.room, aside)
             except OSError as why:  # its folder is another disk's, or a link to one
                 if why.errno != errno.EXDEV:
                     raise
-                remove_tree(self.room)
+                self._remove_room()
+            for path in (self.root, above):
+                with Folder.open(path) as folder:
+                    self.disk.sync_folder(folder)
         remove_tree(aside)
         with contextlib.suppress(OSError):  # something that is no object stays
             os.rmdir(self.root)
+
+    def _remove_room(self) -> None:
+        """Where it lies. All locks are held; bucket.json goes first: without it there is none."""
+        with Folder.open(self.room) as room:
+            self.disk.unlink(room, "bucket.json")
+            self.disk.sync_folder(room)
+        remove_tree(self.room)
 
     def clean(self, expire_uploads: int = 0, age: float = 0) -> None:
         """Remove the temp files of writers that are gone, and uploads that nobody finished.

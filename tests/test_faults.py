@@ -854,11 +854,36 @@ def test_a_file_put_there_by_hand_is_deleted_for_good(tmp_path: Path) -> None:
 
 
 def test_a_bucket_is_deleted_for_good(tmp_path: Path) -> None:
+    """Or not at all: else the next bucket of the name would have its uploads."""
     store = s3mini.Store(str(tmp_path / "b"), Watched())
     store.create()
     store.destroy()
 
-    assert [("unlink", f"{store.room}/bucket.json"), ("sync", store.room)] == store.disk.calls[-2:]
+    assert [("sync", store.root), ("sync", str(tmp_path))] == store.disk.calls[-2:]
+    assert [] == [call for call in store.disk.calls if "unlink" == call[0]]
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.ENOSPC, None])
+def test_a_bucket_that_cannot_be_deleted_stays_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Optional[int]
+) -> None:
+    """None: the server is killed there."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False))
+    store.create(owner="first")
+    store.uploads.create(s3mini.Upload("0" * 32, "k", 1, entry_of(b"", "name")))
+
+    def refuse(*_: Any) -> None:
+        raise OSError(error, os.strerror(error)) if error else KeyboardInterrupt
+
+    with monkeypatch.context() as patch, suppress(OSError, KeyboardInterrupt):
+        patch.setattr(os, "rename", refuse)
+        store.destroy()
+        pytest.fail("it was deleted")
+    next_one = s3mini.Store(store.root, s3mini.Disk(False))
+
+    assert not next_one.create(owner="second")
+    assert "first" == (next_one.about.read() or {})["owner"]
+    assert ["k"] == [upload.key for upload in next_one.uploads.all()]
 
 
 def test_the_names_that_a_killed_maker_of_a_bucket_left_are_on_the_disk(tmp_path: Path) -> None:
