@@ -6384,20 +6384,21 @@ class Uploads:
             return self._size(folder, self._parts(folder))
 
     def clean(self, expire: int, age: float) -> None:
-        """End what began more than `expire` seconds ago, unless that is 0, and remove the folders
-        without upload.json: begun or ended, and then killed.
+        """End what began more than `expire` seconds ago, unless that is 0, and what a kill left: an
+        upload that is an object already, whose bytes would stay when that is replaced; folders
+        without upload.json, begun or ended.
 
         Raises the OSError of one once the others are done.
         """
         troubles = self._clean_folders(age)
-        for upload in self.all() if expire else ():
-            if upload.initiated + expire < time.time():
-                try:
+        for upload in self.all():
+            try:
+                if expire and upload.initiated + expire < time.time() or self._joined(upload):
                     self.abort(upload)
-                except S3Error:
-                    pass  # it was ended just now
-                except OSError as why:
-                    troubles.append(why)
+            except S3Error:
+                pass  # it was ended just now
+            except OSError as why:
+                troubles.append(why)
         if troubles:
             raise troubles[-1]
 

@@ -265,6 +265,34 @@ def killed(*_: Any) -> None:
     raise InterruptedError
 
 
+@pytest.mark.parametrize("expire", [0, 10**9])
+def test_what_a_killed_complete_left_does_not_outlast_its_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expire: int
+) -> None:
+    """Its parts are the object's bytes: they would stay on the disk, and be given back twice."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(durable=False), quota=10**6)
+    store.create()
+    for number in "01":
+        upload = s3mini.Upload(number * 32, number, 1_600_000_000, entry_of(b"", "joined"))
+        store.uploads.create(upload)
+        store.uploads.put_part(upload, 1, body_of(b"joined"))
+    entry = entry_of(b"joined", "joined", upload=upload.id)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.uploads, "_remove", killed)
+        with pytest.raises(InterruptedError):
+            store.uploads.complete(upload, lambda parts: parts, lambda _: entry, s3mini.no_check)
+    store = s3mini.Store(store.root, s3mini.Disk(durable=False), quota=10**6)
+    store.clean(expire)
+    store.count()
+
+    assert ["0"] == [left.key for left in store.uploads.all()]
+    assert 1 == os.stat(tmp_path / "b" / "1").st_nlink
+    store.delete("1", s3mini.no_check)
+    store.clean(1)
+    with store.quota.usage() as fd:
+        assert 0 == store.held() == s3mini.read_number(fd)
+
+
 def test_a_complete_that_is_sent_again_syncs_what_the_first_did_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
