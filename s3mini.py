@@ -4592,7 +4592,7 @@ class Files:
         return path
 
     def drop(self, folder: Folder, name: str) -> None:
-        """But no folder: none is ours."""
+        """Remove a file, if it is there; but no folder: none is ours."""
         try:
             self.disk.unlink(folder, name)
         except FileNotFoundError:
@@ -4623,7 +4623,7 @@ class Locks:
     """What excludes writers from each other, in any thread, process or machine.
 
     Each key has one of LOCKS; number 0 is bucket.json's too. `check` is called once those of keys,
-    or all, are held: it raises NoSuchBucket when the bucket was deleted meanwhile.
+    or all, are held: About.check_here, which raises when the bucket is not there any more.
     """
 
     def __init__(self, room: str, check: Callable[[], None]):
@@ -5164,7 +5164,7 @@ class Store:
         return False
 
     def make_room(self) -> None:
-        """The bucket's own folders, at the start and once an hour.
+        """The bucket's own folders: when it is made, at the start, once an hour, by check --repair.
 
         No operation makes that of the locks again, which is never empty: should somebody remove
         it, who is inside has a lock that nobody else would find.
@@ -5175,7 +5175,10 @@ class Store:
         self.locks.make_maker()
 
     def change_about(self, **changes: object) -> None:
-        """Change bucket.json; None takes a name out. Raises NoSuchBucket, InternalError."""
+        """Change bucket.json; None takes a name out.
+
+        Raises InternalError, and what check_here and write of About raise.
+        """
         with self.locks.number(0):
             self.about.check_here()
             about = self.about.read()
@@ -5220,7 +5223,8 @@ class Store:
         remove_tree(self.room)
 
     def clean(self, expire_uploads: int = 0, age: float = 0) -> None:
-        """Remove the temp files of writers that are gone, and uploads that nobody finished.
+        """Remove temp files of writers that are gone, versions that are too old, and uploads that
+        nobody finished. Raises what check_here raises, InternalError, OSError.
 
         `age` spares what is younger: a sidecar on its way has no lock. At start it may be 0, a
         writer of another process that loses its file so tries again or answers an error.
@@ -5586,7 +5590,7 @@ class Store:
             raise self._gave_up()
 
     def _gave_up(self) -> S3Error:
-        """After ROUNDS. Raises NoSuchBucket, FileNotFoundError where that is why."""
+        """After ROUNDS. Raises as About.check_here, or FileNotFoundError, where that is why."""
         self.about.check_here()
         os.stat(self.locks.folder)  # else what is missing is a folder of ours
         return S3Error("OperationAborted", "Folders come and go under this key. Try again.")
@@ -6118,7 +6122,7 @@ class Uploads:
     def all(self) -> list[Upload]:
         """All uploads under way, by key, then by id, which begins with the time.
 
-        Raises NoSuchBucket.
+        Raises as About.check_here does.
         """
         found = []
         for name in list_folder(self.folder):
