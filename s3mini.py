@@ -9068,7 +9068,10 @@ def party_of(address: str) -> str:
 
 
 class Failures:
-    """How often addresses signed wrongly: each has a burst, and then one try in a while."""
+    """How often addresses signed wrongly: each has a burst, and then one try in a while.
+
+    By monotonic(): a clock that is set back would lock out who failed once, until it caught up.
+    """
 
     def __init__(self) -> None:
         self._counts: dict[str, tuple[float, float]] = {}  # party -> (failures, when)
@@ -9207,7 +9210,7 @@ class App:
         if not section or section.cors or not about or about.get("cors"):
             return None
         if address and has_claim(head):
-            self.failures.check(address, now)
+            self.failures.check(address, monotonic())
         signed = verify(head, self.buckets.keyring, in_host, now, explains=False)
         access_key = signed.access_key if signed else ""
         is_reader = "read" in self.buckets.grants(bucket, access_key)
@@ -9234,7 +9237,7 @@ class App:
                 why.args = (f"{str(why).rstrip('.')}. {hint}" if hint else str(why),)
             answer.access_key = answer.access_key or str(why.fields.get("AWSAccessKeyId", ""))
             if why.code in ("SignatureDoesNotMatch", "InvalidAccessKeyId") and call.address:
-                self.failures.add(call.address, call.now)
+                self.failures.add(call.address, monotonic())
             answer.response = error_response(why, answer.resource, call.id)
         except OSError as why:
             error = error_of_disk(why)
@@ -9279,7 +9282,7 @@ class App:
             if about is None and not (key and head.method in ("GET", "HEAD")):  # what is there is
                 missing = store.about.missing(BucketName=bucket)
         if call.address and has_claim(head):
-            self.failures.check(call.address, call.now)
+            self.failures.check(call.address, monotonic())
         signed = verify(head, self.buckets.keyring, in_host, call.now)
         answer.access_key = signed.access_key if signed else ""
         head = hoist(head) if signed and head.query_text else head

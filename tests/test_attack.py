@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Optional
@@ -1074,6 +1075,19 @@ def test_an_ipv4_address_in_ipv6_is_that_address() -> None:
     with pytest.raises(s3mini.S3Error):
         failures.check("192.0.2.1", 0.0)
     failures.check("::ffff:192.0.2.2", 0.0)
+
+
+def test_a_clock_that_is_set_back_locks_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = 600.0  # seconds
+    real_time = time.time
+    monkeypatch.setattr(s3mini, "is_near", lambda peer: False)
+    monkeypatch.setattr(time, "time", lambda: real_time() + ahead)
+    with s3mini.start("media") as fake:
+        s3 = Client(fake.endpoint.rpartition("/")[2], fake.access_key, fake.secret_key, "media")
+        wrong = replace(s3, secret_key="wrong").get("none")
+        ahead = 0.0
+
+        assert (403, 404) == (wrong.status, s3.get("none").status)
 
 
 def test_who_goes_on_failing_is_not_forgotten_for_others() -> None:
