@@ -7058,14 +7058,21 @@ class Buckets:
             return NO_GRANTS
         return union_of_modes(self.config.patterns_of(access_key, name), access_key)
 
+    @property
+    def is_away(self) -> bool:
+        """Whether none of those is there that buckets.ini declares in the data folder: then its
+        disk is not.
+        """
+        ours = [self.open(n).room for n, (section, _) in self._declared.items() if not section.path]
+        return bool(ours) and not any(os.path.lexists(f"{room}/bucket.json") for room in ours)
+
     def visible(self, access_key: str) -> list[tuple[str, Mapping[str, Any]]]:
         """(name, what bucket.json says) of the buckets that a key may use.
 
-        Raises OSError where none of those is there that buckets.ini declares: the data folder's
-        disk went away, and who mirrors all would delete what was made through the API.
+        Raises OSError where the disk went away: who mirrors all would delete what was made through
+        the API.
         """
-        ours = [self.open(n).room for n, (section, _) in self._declared.items() if not section.path]
-        if ours and not any(os.path.lexists(f"{room}/bucket.json") for room in ours):
+        if self.is_away:
             raise OSError(errno.ENOENT, "no bucket is there; was its disk unmounted?",
                           self.config.data)
         found: list[tuple[str, Mapping[str, Any]]] = []
@@ -7093,6 +7100,9 @@ class Buckets:
         if not any("configure" in MODES[s.mode] for s in patterns):
             raise S3Error("AccessDenied",
                           "No section of buckets.ini lets this key make the bucket.")
+        if self.is_away:  # it would be made where that is to be mounted, and hidden then
+            raise S3Error("ServiceUnavailable", "None of buckets.ini's buckets is in the data "
+                          "folder. Is its disk mounted?")
         if self.store(name, patterns[0]).create(owner=access_key, **about):
             return True
         if not self.grants(name, access_key):  # another key made it just now

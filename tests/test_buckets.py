@@ -465,6 +465,26 @@ def test_a_data_folder_whose_disk_went_away_has_not_lost_its_buckets(serve: Serv
     assert ["test-x"] == s3.get("/").elements("Name")
 
 
+@pytest.mark.parametrize("is_left", [True, False])
+def test_no_bucket_is_made_where_a_disk_is_to_be_mounted(serve: Serve, is_left: bool) -> None:
+    """Who finds his bucket missing makes it, and what he stores there is hidden afterwards."""
+    server = serve()
+    s3 = server.client("test-key")
+    assert 200 == s3.put("/test-x").status
+    server.data.rename(server.data.with_name("away"))
+    if is_left:
+        server.data.mkdir()
+    assert 404 == s3.put("/test-x/a", b"new").status
+    assert 503 == s3.put("/test-x").status
+    assert is_left == server.data.exists()
+    assert not is_left or not list(server.data.iterdir())
+    if is_left:
+        server.data.rmdir()
+    server.data.with_name("away").rename(server.data)
+
+    assert (200, 200) == (s3.put("/test-x").status, s3.put("/test-y").status)
+
+
 def test_a_bucket_on_a_broken_disk_hides_those_of_other_keys_from_no_list(serve: Serve) -> None:
     server = serve()
     path = server.data / "other" / ".s3mini" / "bucket.json"
