@@ -643,8 +643,9 @@ class IniReader:
         sections = tuple(self.section(name, {**defaults, **table}, table)
                          for name, table in tables.items())
         own = os.path.expanduser(server["data"])  # a relative one counts where no other is told
-        is_other = self.data and os.path.realpath(self.data) != os.path.realpath(own)
-        unused = own if os.path.isabs(own) and is_other else ""
+        is_other = (self.data and os.path.isabs(own)  # else our folder counts, which may be gone
+                    and os.path.realpath(self.data) != os.path.realpath(own))
+        unused = own if is_other else ""
         server["data"] = self.data or self.absolute(server["data"])
         for name in ("tls_cert", "tls_key"):
             server[name] = server[name] and self.absolute(server[name])

@@ -679,6 +679,21 @@ def test_a_data_folder_that_is_a_link_to_the_one_that_counts_is_used(tmp_path: P
     assert "" == config.unused
 
 
+def test_a_folder_that_is_gone_is_not_asked_where_the_data_folder_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell or a test may stand in one that was removed."""
+    path = tmp_path / "buckets.ini"
+    path.write_text(GOOD)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+
+    assert str(tmp_path) == s3mini.load_config(str(path), str(tmp_path)).data
+    with s3mini.start() as fake:
+        assert os.path.isdir(fake.data)
+
+
 def test_a_data_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     path = tmp_path / "buckets.ini"
     path.write_text(GOOD)
