@@ -11031,6 +11031,8 @@ def on_terminal(text: str) -> str:
 def command_manifest(options: Any) -> int:
     """Print a file for md5sum -c or sha256sum -c, to be run in the data folder or its copy."""
     code = 0
+    if hasattr(sys.stdout, "reconfigure"):  # names as the disk has them, whatever a terminal takes
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
 
     def tell(why: OSError) -> None:
         nonlocal code
@@ -11165,7 +11167,7 @@ def command_config(options: Any) -> int:
         shown = "all" if s.public == ("",) else " ".join(s.public) or "nothing"
         shown = "" if ":" in s.name else f", public: {shown}"  # that is its bucket's
         print(f"[{s.name}] key {s.access_key or '-'} ({s.mode}){shown}")
-    print(f"{options.config} is good; sections: {len(config.sections)}")
+    print(f"{on_terminal(options.config)} is good; sections: {len(config.sections)}")
     return 0
 
 

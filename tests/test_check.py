@@ -1138,6 +1138,19 @@ def test_a_manifest_is_what_coreutils_check(
     assert 1 == coreutils().returncode
 
 
+def test_a_manifest_has_the_names_of_the_disk_whatever_a_terminal_takes(
+    server: Server, bucket: str, s3: Client
+) -> None:
+    s3.put("ö/日", b"x")
+    command = [sys.executable, str(PROGRAM), "manifest", bucket, "--config", str(server.config),
+               "--data", str(server.data)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+                          capture_output=True, check=False)
+
+    assert (0, b"") == (done.returncode, done.stderr)
+    assert f"{hashlib.md5(b'x').hexdigest()}  {bucket}/ö/日\n" == done.stdout.decode()
+
+
 def test_a_manifest_has_no_names_outside_of_the_data_folder(tmp_path: Path) -> None:
     """In a backup that lacks such a bucket they would be those of the original."""
     config, data, away = tmp_path / "buckets.ini", tmp_path / "data", tmp_path / "mnt" / "disk"

@@ -707,6 +707,16 @@ def test_a_data_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     assert f"{tmp_path}/file/data" in done.stderr
 
 
+def test_a_good_file_is_called_good_where_its_name_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "日.ini"
+    path.write_text(GOOD)
+    path.chmod(0o600)
+    done = run("config", "--config", str(path), PYTHONIOENCODING="ascii")
+
+    assert (0, "") == (done.returncode, done.stderr)
+    assert f"{tmp_path}/\\u65e5.ini is good; sections: 1" in done.stdout
+
+
 @pytest.mark.parametrize("command", ["config", "serve"])
 def test_certificates_that_are_none_are_a_sentence(tmp_path: Path, command: str) -> None:
     path = tmp_path / "buckets.ini"
