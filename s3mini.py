@@ -11286,7 +11286,8 @@ class Fake:
         import tempfile
 
         check_file_names()
-        self.data = data or tempfile.mkdtemp(prefix="s3mini-")
+        # Where a test goes to another folder afterwards, this is still ours.
+        self.data = os.path.abspath(data) if data else tempfile.mkdtemp(prefix="s3mini-")
         folder = "" if data else self.data
         with on_error(remove_tree, folder):
             config = dev_config("127.0.0.1:0", self.data)

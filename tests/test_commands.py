@@ -1000,6 +1000,17 @@ def test_a_fake_stores_in_a_folder_of_any_name(tmp_path: Path, name: str) -> Non
     assert b"x" == (tmp_path / name / "media/k").read_bytes()
 
 
+def test_a_fakes_folder_is_known_from_every_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with s3mini.start(data="fixtures") as fake:
+        monkeypatch.chdir("/")
+        client_of(fake).put("k", b"x")
+
+        assert b"x" == (Path(fake.data) / "media/k").read_bytes()
+
+
 def test_a_fake_does_not_start_where_names_are_not_utf_8() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import s3mini\ntry: s3mini.start()\n"
