@@ -11258,6 +11258,15 @@ def main(argv: Optional[list[str]] = None) -> int:
 # ==================================================================================================
 
 
+def serve_alone(server: Server) -> None:
+    """Until it is stopped. A program under test may have SIGPIPE end it, as command lines do: not
+    where a client of ours leaves. The threads of requests are this one's, and have its mask.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGPIPE,))
+    server.run()
+
+
 def end_own(server: Server, front: threading.Thread, folder: str, pid: int) -> None:
     """The end of a fake, but not at that of a process that was forked from its own."""
     if os.getpid() != pid:
@@ -11298,7 +11307,7 @@ class Fake:
             self._server = Server(App(config._replace(log="none"), Disk(False)), listener)
             self._server.stop_seconds = FAKE_SECONDS  # a test may not have read all of a body
             self._server.is_alone = True
-            self._front = threading.Thread(target=self._server.run, daemon=True)
+            self._front = threading.Thread(target=serve_alone, args=(self._server,), daemon=True)
             self._front.start()
         # Also where nobody stops it.
         self._end = weakref.finalize(self, end_own, self._server, self._front, folder, os.getpid())

@@ -1011,6 +1011,34 @@ def test_a_fakes_folder_is_known_from_every_other(
         assert b"x" == (Path(fake.data) / "media/k").read_bytes()
 
 
+CLIENTS_THAT_LEAVE = """
+import signal, socket, sys
+sys.path[:0] = sys.argv[1:]
+from signing_client import Client
+import s3mini
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as command lines do, and their tests with them
+with s3mini.start() as fake:
+    with open(fake.data + "/media/large", "wb") as file:
+        file.truncate(2**28)
+    s3 = Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key, "media")
+    host, port = s3.address.split(":")
+    for _ in range(4):
+        with socket.create_connection((host, int(port))) as sock:
+            target = s3.presign("GET", "large").partition(s3.address)[2]
+            sock.sendall(f"GET {target} HTTP/1.1\\r\\nHost: {s3.address}\\r\\n\\r\\n".encode())
+            sock.recv(1000)
+    print(s3.put("k", b"x").status)
+"""
+
+
+def test_a_client_that_leaves_ends_no_process_that_holds_a_fake() -> None:
+    folders = str(PROGRAM.parent), str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", CLIENTS_THAT_LEAVE, *folders],
+                          capture_output=True, text=True, check=False)
+
+    assert (0, "200\n", "") == (done.returncode, done.stdout, done.stderr)
+
+
 def test_a_fake_does_not_start_where_names_are_not_utf_8() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import s3mini\ntry: s3mini.start()\n"
