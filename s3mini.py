@@ -156,6 +156,7 @@ FAILURE_SECONDS = 2  # one more try after this                                 [
 MAX_ADDRESSES = 10_000  # whose failures are remembered                        [ours]
 ADOPT_BYTES = 64 * MIB  # a file put there by hand is hashed up to this        [ours]
 MAX_NAME = 241  # bytes of a file name: 255 less ".", "%" and ".s3mini.json"   [Linux: NAME_MAX]
+REFUSAL_SECONDS = 10  # for these the log does not say again why connections are refused [ours]
 SECOND_LOOK_SECONDS = 1  # `check` looks again at what a writer may be at      [ours]
 FOREVER = 100 * 365 * 24 * 3600  # seconds: versions of a bucket without a section [ours]
 AT_ONCE = 8  # commits of a bucket in one process; of more, one at a time works [measured]
@@ -10093,6 +10094,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.life: Optional[socket.socket] = None  # readable when the master is gone
         self.loads: Optional[Loads] = None  # where there are several workers
         self.siblings: list[Server] = [self]  # of the process: one for each address
+        self._says_at = 0.0  # monotonic; from then on why connections are refused
         self._accepts_at = 0.0  # monotonic; later than now while others are to have new connections
         self.connections: set[Connection] = set()
         self._parked: dict[Connection, None] = {}  # the front's; the longest idle first
@@ -10199,6 +10201,7 @@ class Server(http.server.ThreadingHTTPServer):
             sock.close()
             return
         if self.load >= self.app.config.max_connections and not self.close_idle():
+            self.say_refused(f"max_connections = {self.app.config.max_connections}")
             self.turn_away(sock)
             return
         peer = address[0] if isinstance(address, tuple) and address else "unix"
@@ -10305,6 +10308,12 @@ class Server(http.server.ThreadingHTTPServer):
                 return True
         return False
 
+    def say_refused(self, why: object) -> None:
+        """A connection that is refused has no line in the log: the reason has one, now and then."""
+        if monotonic() >= self._says_at:
+            self._says_at = monotonic() + REFUSAL_SECONDS
+            warn(f"connections are refused: {why}")
+
     def turn_away(self, sock: socket.socket) -> None:
         if self.tls:  # who is to encrypt it would take threads that there are not
             sock.close()
@@ -10323,7 +10332,8 @@ class Server(http.server.ThreadingHTTPServer):
         connection.is_idle = False  # until its thread says so
         try:
             self.process_request(connection.sock, connection)
-        except RuntimeError:  # no thread to be had
+        except RuntimeError as why:  # no thread to be had
+            self.say_refused(why)
             if not connection.stream.owes:  # else it would be taken for the rest of that answer
                 self.turn_away(connection.sock)
             self.close(connection)

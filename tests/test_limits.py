@@ -650,6 +650,7 @@ def test_connections_are_bounded(serve: Serve) -> None:
             assert 200 == must(raw.reply()).status
 
         until(lambda: client.get("k0").status == 200)  # an idle connection makes room
+    until(lambda: "connections are refused: max_connections = 2\n" in server.log)
 
 
 def connections_of(pid: int, port: int) -> int:
@@ -726,6 +727,29 @@ def test_who_was_just_accepted_is_not_closed_for_want_of_descriptors(
         server.accept_now()  # somebody waits now, as far as it knows
         assert 0 == len(server.connections)
     server.server_close()
+
+
+def test_where_no_thread_is_to_be_had_the_log_says_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Under systemd's TasksMax or Docker's pids_limit: who is refused so has no line of his own."""
+    listener = s3mini.open_listener("127.0.0.1:0")
+    app = s3mini.App(s3mini.dev_config("127.0.0.1:0", str(tmp_path)), s3mini.Disk(False))
+    server = s3mini.Server(app, listener)
+
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(server, "process_request", refuse)
+    with contextlib.closing(listener):
+        for _ in range(2):
+            with socket.create_connection(listener.getsockname()) as client:
+                server.accept_now()
+                server.after_turn(*server.connections, s3mini.BUSY)
+                assert b"HTTP/1.1 503" == client.recv(12)
+    server.server_close()
+
+    assert "s3mini: connections are refused: can't start new thread\n" == capfd.readouterr().err
 
 
 def test_free_space_is_kept(serve: Serve) -> None:
