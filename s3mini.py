@@ -1575,6 +1575,8 @@ class RunningCrc:
         return value.to_bytes(crc.width // 8, "big")
 
 
+# An ETag is no security: where OpenSSL is in FIPS mode, MD5 is to be had only by who says that.
+new_md5 = functools.partial(hashlib.md5, usedforsecurity=False)
 ALGORITHMS: dict[str, Callable[[], Checksum]] = {  # in the order of S3's documents
     "CRC32": RunningCrc32,
     "CRC32C": lambda: RunningCrc(CRC32C),
@@ -2591,7 +2593,7 @@ class Md5Behind:
     """
 
     def __init__(self) -> None:
-        self._md5 = hashlib.md5()
+        self._md5 = new_md5()
         self._pieces: deque[bytes] = deque()  # the first is being hashed
         self._changed: Optional[threading.Condition] = None
 
@@ -2995,7 +2997,7 @@ def hash_file(fd: int, start: int, size: int) -> str:
     """The MD5 of `size` bytes of a file, in hex. Raises NotQuickError."""
     if TURNS.in_front and size > SMALL:
         raise NotQuickError
-    total, offset = hashlib.md5(), start
+    total, offset = new_md5(), start
     while offset < start + size:
         data = read_at(fd, min(PIECE, start + size - offset), offset)
         if not data:
@@ -3774,7 +3776,7 @@ class CheckedReader(FileReader):
         super().__init__(found.fd, offset, length)
         spans = [(start, start + size, md5) for start, size, md5 in found.entry.spans() if size]
         self._spans = [s for s in reversed(spans) if offset <= s[0] and s[1] <= offset + length]
-        self._md5 = hashlib.md5()
+        self._md5 = new_md5()
 
     def read(self, size: int) -> bytes:
         """Raises InternalError when what was read is not what was stored."""
@@ -3789,7 +3791,7 @@ class CheckedReader(FileReader):
             if self._md5.hexdigest() != md5:
                 raise S3Error("InternalError", "The source is damaged on the disk.")
             self._spans.pop()
-            self._md5 = hashlib.md5()
+            self._md5 = new_md5()
         return data
 
 
@@ -3891,7 +3893,7 @@ TYPES = {
 
 def unread(info: os.stat_result, key: str) -> Entry:
     """What is told of a file put there by hand without reading it; its ETag is a stand-in."""
-    stand_in = hashlib.md5(f"{info.st_size} {info.st_mtime_ns} {info.st_ino}".encode())
+    stand_in = new_md5(f"{info.st_size} {info.st_mtime_ns} {info.st_ino}".encode())
     modified = max(DATES[0], min(int(info.st_mtime), DATES[-1]))
     return Entry(info.st_size, stand_in.hexdigest() + "-1", "", modified,
                  info.st_mtime_ns, info.st_ino, {"content-type": guess_type(key)})
@@ -8191,7 +8193,7 @@ def describe_joined(req: Request, upload: Upload, parts: list[Part]) -> Entry:
     etags = b"".join([bytes.fromhex(p.md5) for p in parts])
     lines = [f"{p.size} {p.md5} {p.checksum if checksums else ''}".strip() for p in parts]
     return upload.entry._replace(
-        size=size, etag=f"{hashlib.md5(etags).hexdigest()}-{len(parts)}",
+        size=size, etag=f"{new_md5(etags).hexdigest()}-{len(parts)}",
         modified=int(time.time()), checksums=checksums, parts=lines, upload=upload.id,
         checksum_type=upload.kind if checksums else "")
 
@@ -11070,7 +11072,7 @@ def digests(
         entry = store.peek(item)
         if entry:
             path = os.path.join(item.folder.path, item.name)
-            known, algorithm = ("", hashlib.sha256) if sha256 else (entry.md5, hashlib.md5)
+            known, algorithm = ("", hashlib.sha256) if sha256 else (entry.md5, new_md5)
             try:
                 yield known or hash_path(path, algorithm), path
             except FileNotFoundError:

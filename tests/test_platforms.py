@@ -147,3 +147,37 @@ def test_a_wait_ends_in_time_where_there_are_only_sockets_in_the_file_system(
         with pytest.raises(s3mini.S3Error) as why:
             stream.read(1)
     assert "RequestTimeout" == why.value.code
+
+
+IN_FIPS_MODE = """
+import hashlib, sys
+real = hashlib.md5
+def md5(data=b"", *, usedforsecurity=True):
+    if usedforsecurity:
+        raise ValueError("[digital envelope routines] unsupported")
+    return real(data, usedforsecurity=False)
+hashlib.md5 = md5
+sys.path[:0] = sys.argv[1:]
+from signing_client import Client
+import s3mini
+with s3mini.start() as fake:
+    s3 = Client(fake.endpoint.partition("//")[2], fake.access_key, fake.secret_key, "media")
+    with open(fake.data + "/media/by-hand", "wb") as file:
+        file.write(b"x")
+    upload = s3.post("m", uploads="").element("UploadId")
+    part = s3.put("m", b"1", partNumber=1, uploadId=upload).etag
+    done = (f"<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{part}</ETag></Part>"
+            "</CompleteMultipartUpload>")
+    print(s3.put("k", b"x").etag == real(b"x", usedforsecurity=False).hexdigest(),
+          *[reply.status for reply in (
+              s3.get("by-hand"), s3.post("m", done.encode(), uploadId=upload),
+              s3.put("copy", headers={"x-amz-copy-source": "/media/m"}), s3.get(list_type=2))])
+"""
+
+
+def test_md5_is_to_be_had_where_only_what_is_no_security_may_use_it() -> None:
+    """As on machines in FIPS mode."""
+    command = [sys.executable, "-c", IN_FIPS_MODE, str(ROOT), str(ROOT / "tests")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert ("True 200 200 200 200\n", "") == (done.stdout, done.stderr)
