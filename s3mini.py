@@ -8987,9 +8987,11 @@ ALLOWED_NAMES = {
 
 # The checksum of a body that was not known when the URL was made: AWS ignores it. [JS SDK v3]
 # Headers of the body that a URL repeats: what counts is what comes with the body. [JS v2, boto3]
+# Headers of a GET's answer, which a write does not have. [Bun's presign with a type: a PUT too]
 IGNORED = re.compile(
     "x-amz-(?:checksum-.*|sdk-checksum-algorithm|user-agent)"
-    "|content-(?:type|md5|disposition|encoding|language)|cache-control")
+    "|(?:response-)?(?:content-(?:type|md5|disposition|encoding|language)|cache-control)"
+    "|response-expires")
 
 
 def resolve(head: Head, scope: str) -> tuple[Operation, str]:

@@ -521,6 +521,21 @@ def test_a_url_may_repeat_the_headers_of_its_body(s3: Client, version: int) -> N
 
 
 @BOTH
+def test_what_a_url_asks_of_the_answer_to_a_get_is_nothing_to_a_write(
+    s3: Client, version: int
+) -> None:
+    """Bun's presign({method: "PUT", type: "image/png"}) asks for response-content-type."""
+    query = {"response-content-type": "image/png", "response-expires": "0"}
+
+    put = s3.fetch(s3.presign("PUT", "k", version=version, query=query), "PUT", b"x")
+    assert (200, b"") == (put.status, put.body)
+    assert "binary/octet-stream" == s3.head("k").headers["content-type"]
+
+    gone = s3.fetch(s3.presign("DELETE", "k", version=version, query=query), "DELETE")
+    assert (204, 404) == (gone.status, s3.head("k").status)
+
+
+@BOTH
 def test_two_kinds_of_signature_at_once_are_refused(s3: Client, version: int) -> None:
     s3.put("k", b"x")
     url = s3.presign("GET", "k", version=version)
