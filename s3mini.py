@@ -1790,8 +1790,10 @@ def parse_authorization(head: Head) -> Claim:
         raise S3Error("AuthorizationHeaderMalformed")
     date = headers.get("x-amz-date", "")
     if not date and "date" in headers:
-        seconds = parse_http_date(headers["date"])
-        date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds)) if seconds else ""
+        date = headers["date"]  # in x-amz-date's form, too [simples3]
+        if parse_iso_date(date) is None:
+            seconds = parse_http_date(date)
+            date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds)) if seconds else ""
     if parse_iso_date(date) is None:
         raise S3Error("AccessDenied",
                       "AWS authentication requires a valid Date or x-amz-date header")
