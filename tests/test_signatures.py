@@ -1111,11 +1111,13 @@ def test_the_error_says_which_signed_header_did_not_arrive() -> None:
     assert "nginx" not in str(error)
 
 
-def test_the_error_says_what_nginx_drops() -> None:
+def test_the_error_says_what_nginx_and_caddy_drop() -> None:
     headers = sign_for("box:9000", **{"x-amz-meta-a.b": "1"})
     del headers["x-amz-meta-a.b"]
 
-    assert "ignore_invalid_headers off;" in str(refusal(get(headers)))
+    told = str(refusal(get(headers)))
+    assert "ignore_invalid_headers off;" in told
+    assert "expected_underscore_headers" in told
 
 
 @pytest.mark.parametrize("sent", [None, "text/css"])
