@@ -5972,9 +5972,10 @@ class Store:
         """
         with contextlib.suppress(FileNotFoundError):
             if is_at(fd, version.path):
+                freed = version.entry.size if os.fstat(fd).st_nlink <= 1 else 0  # NFS: not later
                 with Folder.open(os.path.dirname(version.path)) as folder:
                     self.disk.rename(path, folder, os.path.basename(version.path))
-                return 0 if os.fstat(fd).st_nlink else version.entry.size
+                return freed
         return 0
 
     # -- listing ---------------------------------------------------------------------------------

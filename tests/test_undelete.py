@@ -447,6 +447,30 @@ def test_a_version_that_went_while_it_came_back_is_counted_right(
     assert [] == list(found)
 
 
+class Nfs(s3mini.Disk):
+    """Whose file, while it is open, has a name of its own once its last one is gone."""
+
+    def rename(self, path: str, folder: s3mini.Folder, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.link(f"{folder.path}/{name}", f"{folder.path}/.nfs{os.path.basename(path)}")
+        super().rename(path, folder, name)
+
+
+def test_a_version_that_came_back_is_counted_right_on_nfs(tmp_path: Path) -> None:
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), quota=10**6, keep=3600)
+    store.create()
+    store.count()
+    put(store, "a", b"comes back", "name")
+    store.delete("a", s3mini.no_check)
+    store = s3mini.Store(store.root, Nfs(False), quota=10**6, keep=3600)
+    store.bring_back(next(store.versions.since()))
+    (left,) = Path(store.versions.folder).rglob(".nfs*")
+    left.unlink()
+
+    with store.quota.usage() as fd:
+        assert 10 == store.held() == s3mini.read_number(fd)
+
+
 @pytest.mark.parametrize("kind", ["whole", "in parts", "cut short"])
 def test_a_damaged_version_stays_away_and_the_others_come_back(
     kept: Kept, s3: Client, kind: str
