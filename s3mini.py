@@ -10078,6 +10078,9 @@ class Loads:
         return self._counts[self.slot] > least + least // 4
 
 
+SO_NOSIGPIPE = 0x1022  # of macOS, which Python has no name for           [sys/socket.h]
+
+
 class Server(http.server.ThreadingHTTPServer):
     """Connections of one process that came to one address, and not more than there may be at all.
 
@@ -10205,6 +10208,8 @@ class Server(http.server.ThreadingHTTPServer):
             sock.setblocking(True)
             if sock.family != getattr(socket, "AF_UNIX", None):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.is_alone and sys.platform == "darwin":  # see serve_alone
+                sock.setsockopt(socket.SOL_SOCKET, SO_NOSIGPIPE, 1)
         except OSError:  # the client has reset it already [macOS]
             sock.close()
             return
@@ -11278,7 +11283,8 @@ def main(argv: Optional[list[str]] = None) -> int:
 
 def serve_alone(server: Server) -> None:
     """Until it is stopped. A program under test may have SIGPIPE end it, as command lines do: not
-    where a client of ours leaves. The threads of requests are this one's, and have its mask.
+    where a client of ours leaves. The threads of requests are this one's, and have its mask; on
+    macOS the signal is the whole process's, and each socket is told to send none.
     """
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGPIPE,))

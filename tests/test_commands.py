@@ -1039,6 +1039,23 @@ def test_a_client_that_leaves_ends_no_process_that_holds_a_fake() -> None:
     assert (0, "200\n", "") == (done.returncode, done.stdout, done.stderr)
 
 
+def test_a_fakes_connections_send_no_sigpipe_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There it is the process's, whatever a thread masks."""
+    real, told = socket.socket.setsockopt, []
+
+    def setsockopt(sock: socket.socket, level: int, option: int, value: Any) -> None:
+        told.append((level, option, value))
+        if option != s3mini.SO_NOSIGPIPE:
+            real(sock, level, option, value)
+
+    monkeypatch.setattr(socket.socket, "setsockopt", setsockopt)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with s3mini.start() as fake:
+        assert 200 == client_of(fake).put("k", b"x").status
+
+    assert (socket.SOL_SOCKET, 0x1022, 1) in told
+
+
 def test_a_fake_does_not_start_where_names_are_not_utf_8() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import s3mini\ntry: s3mini.start()\n"
