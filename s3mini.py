@@ -5223,8 +5223,14 @@ class Store:
             os.rmdir(self.root)
 
     def _remove_room(self) -> None:
-        """Where it lies. All locks are held; bucket.json goes first: without it there is none."""
+        """Where it lies. All locks are held; bucket.json goes once nothing is left that the next
+        bucket of the name would have, and before the locks: without it there is no bucket.
+        """
+        for name in ("uploads", "versions", "damaged"):
+            remove_tree(f"{self.room}/{name}")
         with Folder.open(self.room) as room:
+            self.files.drop(room, "usage")
+            self.disk.sync_folder(room)
             self.disk.unlink(room, "bucket.json")
             self.disk.sync_folder(room)
         remove_tree(self.room)

@@ -886,6 +886,47 @@ def test_a_bucket_that_cannot_be_deleted_stays_what_it_is(
     assert ["k"] == [upload.key for upload in next_one.uploads.all()]
 
 
+@pytest.mark.parametrize("last", ["bucket.json", ""])
+def test_a_bucket_on_a_disk_of_its_own_leaves_nothing_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    """Its folder cannot be moved out. Killed before bucket.json went, or right behind it."""
+    store = s3mini.Store(str(tmp_path / "b"), s3mini.Disk(False), quota=100, keep=60)
+    store.create(owner="first")
+    put(store, "a", b"x", "name")
+    store.delete("a", s3mini.no_check)
+    store.uploads.create(s3mini.Upload("0" * 32, "k", 1, entry_of(b"", "name")))
+    real = s3mini.Disk.unlink
+
+    def unlink(disk: s3mini.Disk, folder: s3mini.Folder, name: str) -> None:
+        if name == last:
+            raise KeyboardInterrupt
+        real(disk, folder, name)
+        if name == "bucket.json":
+            raise KeyboardInterrupt
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refuse)
+        patch.setattr(s3mini.Disk, "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            store.destroy()
+    next_one = s3mini.Store(store.root, s3mini.Disk(False), quota=100, keep=60)
+
+    assert (not last) == next_one.create(owner="second")
+    assert ([], []) == (next_one.uploads.all(), list(next_one.versions.since()))
+    with next_one.quota.usage() as fd:
+        assert 0 == s3mini.read_number(fd)
+    put(next_one, "a", b"y", "name")
+    next_one.delete("a", s3mini.no_check)
+    next_one.uploads.create(s3mini.Upload("1" * 32, "k", 1, entry_of(b"", "name")))
+    next_one.destroy()
+
+    assert [] == os.listdir(tmp_path)
+
+
 def test_the_names_that_a_killed_maker_of_a_bucket_left_are_on_the_disk(tmp_path: Path) -> None:
     store = s3mini.Store(str(tmp_path / "data/media"), Watched())
     for name in ("tmp", "uploads", "locks"):
