@@ -9986,9 +9986,11 @@ def is_small(response: Response) -> bool:
     return isinstance(body, bytes) or isinstance(body, FileSpan) and body.length <= SMALL
 
 
-EQUAL_SIGN = "(?:=|%(?:25)*3[Dd])"
-SECRETS = re.compile(
-    rf"(?i)(?:signature|x-amz-security-token|x-amz-credential|awsaccesskeyid)[\W_]*?{EQUAL_SIGN}")
+# As URLs have them, and however else: escaped, more than once too, or as JSON writes = [Gson].
+SIGNED_PAIR = re.compile("([?&](?:X-Amz-(?:Signature|Credential)|Signature|AWSAccessKeyId)=)[^&]*")
+EQUAL_SIGN = re.compile(r"(?i)=|%(?:25)*3d|(?:\\|%(?:25)*5c)u003d")
+SECRETS = re.compile(r"(?:signature|x-amz-security-token|x-amz-credential|awsaccesskeyid)[\W_]*?"
+                     rf"(?:{EQUAL_SIGN.pattern[4:]})(?!\.\.\.(?:&|$))")
 
 
 def cut(text: str) -> str:
@@ -10007,16 +10009,20 @@ def hide_secrets(target: str) -> str:
 
     Where a URL was escaped twice, or copied with its &amp;, what did not open it may be live yet.
     """
-    if "=" not in target and "%" not in target:
-        return target
-    return re.sub("[^?&]+", hide_secret, target)
+    if "?" in target:  # fast path: most have no other
+        target = SIGNED_PAIR.sub(r"\1...", target)
+    return re.sub("[^?&]+", hide_secret, target) if has_secret(target) else target
+
+
+def has_secret(text: str) -> bool:
+    return ("=" in text or "%" in text or "\\" in text) and bool(
+        SECRETS.search(unquote(text).lower()))
 
 
 def hide_secret(match: re.Match[str]) -> str:
-    piece = match[0]
-    if not SECRETS.search(unquote(piece)):
-        return piece
-    name, *values = re.split(EQUAL_SIGN, piece)
+    if not has_secret(match[0]):
+        return match[0]
+    name, *values = EQUAL_SIGN.split(match[0], 1)
     return f"{name if values else ''}=..."
 
 

@@ -872,6 +872,9 @@ MANGLED = {  # a URL on its way from a page or a log to who opens it
     "a blank": lambda target: target.replace("Signature=", "Signature+="),
     "semicolons": lambda target: target.replace("&", ";"),
     "in a value": lambda target: target.replace("&X-Amz-Signature", "%26X-Amz-Signature"),
+    "copied out of JSON": lambda target: target.replace("&", r"\u0026").replace("=", r"\u003d"),
+    "JSON, escaped": lambda target: target.replace("&", "%5Cu0026").replace("=", "%5Cu003D"),
+    "in two places": lambda target: target + "&a=%26" + target.rpartition("&")[2],
 }
 
 
@@ -887,6 +890,15 @@ def test_nor_is_one_of_a_url_that_was_mangled(logged: Server, name: str) -> None
     assert status in (400, 403)
     (line,) = entries(logged, "/media/a")
     assert url.query.rpartition("=")[2] not in line
+
+
+@pytest.mark.parametrize("target", [
+    "/media/year=2024/a%3Db.txt", "/media?list-type=2&prefix=signatures%2Fa%3D1&delimiter=%2F",
+    "/media/signature-a.png?versionId=1", "/media/100%25?=", "/media/a?Signature=...&Expires=1",
+    "/media/signature%2Fa", "/media/a?x=%26Signature=...",
+])  # fmt: skip
+def test_what_is_no_secret_stands_in_the_log(target: str) -> None:
+    assert target == s3mini.hide_secrets(target)
 
 
 def signature_in(client: Client) -> str:
