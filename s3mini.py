@@ -9823,7 +9823,8 @@ class Connection:
         self.stream.pace, self._sent = None, 0
         try:
             if source and keep:
-                self.is_idle = not self.server.stopping  # it may say nothing: others have its place
+                # It may say nothing: others have its place. TLS cannot send where it cannot read.
+                self.is_idle = not self.server.stopping and not self.server.tls
                 keep = self.drain(source, SMALL) and not self.was_ended
                 self.is_idle = False
             if keep and self.stream.continue_due:

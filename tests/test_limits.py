@@ -1010,6 +1010,20 @@ def test_so_does_who_sends_no_body_that_nobody_asked_for(serve: Serve) -> None:
         assert 403 == must(one.reply()).status
 
 
+def test_with_tls_his_answer_is_not_lost_to_that(serve: Serve, certificate: Path) -> None:
+    """It was: where OpenSSL's reading was ended, it sends nothing more. (2026-11)"""
+    tls = {"tls_cert": certificate / "server.pem", "tls_key": certificate / "server.key"}
+    server = serve(INI, workers=1, max_connections=2, **tls)
+    context = ssl.create_default_context(cafile=str(certificate / "ca.pem"))
+    with Raw(server) as one, Raw(server) as two:
+        for raw in (one, two):
+            raw.sock = context.wrap_socket(raw.sock, server_hostname="localhost")
+            raw.send(b"GET /media/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n")
+        time.sleep(0.2)  # until they wait for it
+        with Raw(server):
+            assert [403, 403] == [must(raw.reply()).status for raw in (one, two)]
+
+
 def test_answers_are_encrypted_and_right(serve: Serve, certificate: Path) -> None:
     tls = {"tls_cert": certificate / "server.pem", "tls_key": certificate / "server.key"}
     server = serve(INI, workers=1, **tls)
