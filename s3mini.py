@@ -810,11 +810,12 @@ class IniReader:
 
     def without_value(self, line: int) -> str:
         """What is wrong with a line that is no option = value; shown only if it is no secret."""
-        above, text = ["", *self.text.split("\n")][line - 1 : line + 1]
+        *above, text = self.text.split("\n")[:line]
         word = text.strip().partition(" ")[0]
         if word.lower() in {option.name for option in OPTIONS}:
             return f"{word} has no value; write {word} = and the value"
-        if text[:1].isspace() and above.strip()[:1] in ("", "#", ";"):
+        gap = list(itertools.takewhile(lambda s: s.strip()[:1] in ("", "#", ";"), reversed(above)))
+        if text[:1].isspace() and gap and above[-len(gap) - 1 :][0][:1] != "[":
             return "an empty line or a comment ends the value above it; take it away"
         return "neither [section] nor option = value; write one of them"
 

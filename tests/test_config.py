@@ -54,6 +54,11 @@ MISTAKES: dict[str, tuple[str, int, list[str]]] = {
         ["a comment ends the value above it; take it away"],
     ),
     "empty line in a list": (GOOD + "public = images/\n\n    css/\n", 6, ["an empty line"]),
+    "no value below a comment": (
+        "[media]\n# of the site\n\n  acces_key k\n",
+        4,
+        ["neither [section] nor option = value"],
+    ),
     "far option": (GOOD + "zzz = 1\n", 4, ["[media]", "unknown option 'zzz'"]),
     "near in SERVER": ("[SERVER]\nlissten = x\n" + GOOD, 2, ["[SERVER]", "did you mean listen?"]),
     "near in DEFAULT": (GOOD + "[DEFAULT]\npubli = no\n", 5, ["[DEFAULT]", "did you mean public?"]),
