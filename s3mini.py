@@ -1771,6 +1771,8 @@ def parse_claimed(text: str) -> tuple[str, str, tuple[str, ...]]:
 
 def parse_signed_headers(text: str, code: str) -> tuple[str, ...]:
     """Each once: the text hashed for a stranger's claim does not grow by it. Raises `code`."""
+    if len(text) > MAX_LINE:
+        raise S3Error(code, "SignedHeaders is too long.")
     names = tuple(text.split(";"))
     if len(set(names)) < len(names):
         raise S3Error(code, "SignedHeaders names each header once.")
