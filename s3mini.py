@@ -2036,7 +2036,7 @@ def explain(head: Head, claim: Claim, secret: str, query: str) -> str:
             text += " Who opens the URL sends these too, as they were when it was made."
         if re.search("[_.]", "".join(lost)):
             text += (" nginx drops names with _ or . in them, but not with: "
-                     "ignore_invalid_headers off; and Caddy, but not with: "
+                     "ignore_invalid_headers off; Caddy drops them too, but those with _ not with: "
                      "servers { expected_underscore_headers NAME }")
         return text
     for stray in (secret + " ", secret + "\n", secret + "\r\n", " " + secret, secret.strip()):
