@@ -6818,6 +6818,14 @@ NO_GRANTS: frozenset[str] = frozenset()
 Operation = Callable[["Request"], Response]
 
 
+class Noted:
+    """What the log says of a request, besides the answer's status."""
+
+    def __init__(self) -> None:
+        self.access_key = ""  # of a form known only once it is read
+        self.troubles: list[str] = []  # what went wrong on our side
+
+
 class Request(NamedTuple):
     """One request, its signature verified and its grants known."""
 
@@ -6832,7 +6840,7 @@ class Request(NamedTuple):
     source: Source  # the body's bytes, framing removed
     now: float  # when the request came
     id: str  # x-amz-request-id
-    troubles: list[str]  # of ours, for the log of an answer with 200
+    noted: Noted
 
     @property
     def headers(self) -> dict[str, str]:
@@ -7542,7 +7550,7 @@ def delete_objects(req: Request) -> Response:
     for i, item in enumerate(items):
         found = settled[i] if i in settled else next(done)
         if isinstance(found, OSError):
-            req.troubles.append(trouble_of(found))
+            req.noted.troubles.append(trouble_of(found))
             found = error_of_disk(found)
         named = [("Key", item.key[:MAX_KEY])]  # all of a key that there can be
         named += [("VersionId", item.version_id[:MAX_KEY])] if item.version_id else []
@@ -8253,7 +8261,7 @@ def answer_in_time(req: Request, work: Callable[[], Response]) -> Response:
             thread.join()
             found, document = done[0], b""
             if isinstance(found, Exception):
-                error = found if isinstance(found, S3Error) else late_error(found, req.troubles)
+                error = found if isinstance(found, S3Error) else late_error(found, req.noted)
                 response.code, document = error.code, render_error(error, req.head.path, req.id)
             elif isinstance(found.body, bytes):
                 document = found.body
@@ -8268,14 +8276,14 @@ def answer_in_time(req: Request, work: Callable[[], Response]) -> Response:
     return done[0]
 
 
-def late_error(why: Exception, troubles: list[str]) -> S3Error:
-    """What a client is told of what went wrong behind a 200; `troubles` has the rest."""
+def late_error(why: Exception, noted: Noted) -> S3Error:
+    """What a client is told of what went wrong behind a 200; the log has the rest."""
     if isinstance(why, OSError):
-        troubles.append(trouble_of(why))
+        noted.troubles.append(trouble_of(why))
         return error_of_disk(why)
     import traceback
 
-    troubles.append("".join(traceback.format_exception(type(why), why, why.__traceback__)))
+    noted.troubles.append("".join(traceback.format_exception(type(why), why, why.__traceback__)))
     return S3Error("InternalError")
 
 
@@ -8648,6 +8656,7 @@ def post_object(req: Request) -> Response:
                       ArgumentName="key")
     origin = origin_of(req)
     signed = verify_form(fields, req.buckets.keyring)
+    req.noted.access_key = signed.access_key
     if filename is not None:
         fields = with_filename(fields, re.split(r"[/\\]", filename)[-1])
     sizes = check_policy(fields, req.bucket, req.now)
@@ -9324,17 +9333,15 @@ class App:
             if key and is_public(section, key):
                 grants |= {"read"}
         req = Request(head, bucket, key, self.buckets, store, section, signed, grants,
-                      call.source, call.now, call.id, [])
+                      call.source, call.now, call.id, answer)
         authorize(req, needs)
         check_refused_headers(head.headers)
         try:
-            response = operation(req)
+            return operation(req)
         except FileNotFoundError:
             if bucket and store.about.read() is None:  # deleted while we were at it
                 raise store.about.missing(BucketName=bucket) from None
             raise
-        answer.troubles = req.troubles
-        return response
 
     def preflight(self, answer: Answer, head: Head, key: str) -> Response:
         """A browser's question before a request to another origin; it carries no signature.
@@ -9355,14 +9362,15 @@ class App:
         return Response(200, {"content-length": "0"})
 
 
-class Answer:
+class Answer(Noted):
     """A response, and what the log is to say of it."""
 
     def __init__(self, response: Response, resource: str, code: str = "", trouble: str = ""):
+        super().__init__()
         self.response, self.resource = response, resource
-        self.bucket = self.access_key = ""
+        self.bucket = ""
         self.code = code  # of the S3 error, if it is one
-        self.troubles = [trouble] if trouble else []  # what went wrong on our side
+        self.troubles += [trouble] if trouble else []
         self.rules: list[CorsRule] = []
 
 

@@ -1013,6 +1013,20 @@ def test_a_form_may_do_what_its_key_may(serve: Callable[..., Server]) -> None:
     assert b"3" == server.client("media-key", bucket="media").get("k").body
 
 
+def test_the_log_names_the_key_that_signed_a_form(serve: Callable[..., Server]) -> None:
+    server = serve(MODES_INI.replace("log = none", "log = text"))
+    good = Form("media", {"key": "k"}, ({"key": "k"},), access_key="media-key")
+    forms = (good, replace(good, access_key="public-key"), replace(good, fields={"key": "other"}))
+    statuses = [submit(server, each).status for each in forms]
+    deadline = time.monotonic() + 10
+    while server.log.count(" POST ") < len(forms) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    lines = [line for line in server.log.split("\n") if " POST " in line]
+
+    assert [204, 403, 403] == statuses
+    assert ["media-key", "public-key", "media-key"] == [line.split()[2] for line in lines]
+
+
 def test_a_form_at_a_virtual_host_names_the_place_there(serve: Callable[..., Server]) -> None:
     server = serve(MODES_INI, domain="s3.example.com")
     fields = {"key": "a b", "success_action_status": "201"}
