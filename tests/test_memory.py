@@ -110,6 +110,10 @@ def told(reply: Reply) -> tuple[int, str, dict[str, str], bytes]:
 NONE: Headers = {}
 SUMS = {"x-amz-checksum-mode": "ENABLED"}
 BROWSER = {"accept": "*/*", "referer": "http://a.test/", "cookie": "a=b", "sec-fetch-mode": "cors"}
+CLOUDFLARE = {
+    "cdn-loop": "cloudflare; loops=1", "cf-connecting-ip": "192.0.2.1", "cf-ipcountry": "DE",
+    "cf-ray": "8c0f-FRA", "cf-visitor": '{"scheme":"https"}', "x-forwarded-for": "192.0.2.1",
+}  # fmt: skip
 YES = ("GET HEAD", True)
 NO = ("GET HEAD", False)
 
@@ -121,6 +125,7 @@ NO = ("GET HEAD", False)
         ("media-key", "media", "k", SUMS, YES),
         ("media-key", "media", "k", {"x-amz-checksum-mode": "no"}, YES),
         ("media-key", "media", "images/a b/ä", BROWSER, YES),
+        ("", "media", "images/a b/ä", {**BROWSER, **CLOUDFLARE}, YES),
         ("media-key", "media", "dir/", NONE, YES),
         ("media-key", "media", "page", SUMS, YES),
         ("media-key", "media", "empty", NONE, YES),
