@@ -9158,7 +9158,8 @@ PLAIN_HEADERS = frozenset((  # ask for nothing, or for what answer_from_memory d
     "cookie", "referer", "dnt", "priority", "upgrade-insecure-requests", "sec-fetch-dest",
     "sec-fetch-mode", "sec-fetch-site", "sec-fetch-user", "sec-ch-ua", "sec-ch-ua-mobile",
     "sec-ch-ua-platform", "sec-gpc", "via", "x-real-ip", "x-forwarded-for", "x-forwarded-host",
-    "x-forwarded-proto", "x-forwarded-port", "x-request-id", "x-varnish",
+    "x-forwarded-proto", "x-forwarded-port", "x-forwarded-server", "x-request-id", "x-varnish",
+    "x-envoy-expected-rq-timeout-ms",
     "cdn-loop", "cf-connecting-ip", "cf-ipcountry", "cf-ray", "cf-visitor"))  # Cloudflare's
 
 

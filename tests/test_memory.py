@@ -114,6 +114,10 @@ CLOUDFLARE = {
     "cdn-loop": "cloudflare; loops=1", "cf-connecting-ip": "192.0.2.1", "cf-ipcountry": "DE",
     "cf-ray": "8c0f-FRA", "cf-visitor": '{"scheme":"https"}', "x-forwarded-for": "192.0.2.1",
 }  # fmt: skip
+PROXY = {
+    "x-forwarded-server": "a.test", "x-request-id": "1", "x-varnish": "2",
+    "x-envoy-expected-rq-timeout-ms": "15000",
+}  # fmt: skip
 YES = ("GET HEAD", True)
 NO = ("GET HEAD", False)
 
@@ -126,6 +130,7 @@ NO = ("GET HEAD", False)
         ("media-key", "media", "k", {"x-amz-checksum-mode": "no"}, YES),
         ("media-key", "media", "images/a b/ä", BROWSER, YES),
         ("", "media", "images/a b/ä", {**BROWSER, **CLOUDFLARE}, YES),
+        ("media-key", "media", "empty", PROXY, YES),
         ("media-key", "media", "dir/", NONE, YES),
         ("media-key", "media", "page", SUMS, YES),
         ("media-key", "media", "empty", NONE, YES),
