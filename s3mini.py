@@ -7940,13 +7940,13 @@ def list_object_versions(req: Request) -> Response:
 
 
 def encode_page(name: str, since: float) -> str:
-    return encode_token(f"{int(since * 1000)}:{name}")
+    return encode_token(f"{int(since * 1e6)}:{name}")
 
 
 def decode_page(token: str) -> tuple[str, float]:
-    """(name, when). Raises InvalidArgument."""
-    when, _, name = decode_token(token, "(?s)[0-9]{1,15}(?::.*)?").partition(":")
-    return name, (int(when) + 1) / 1000
+    """(name, when, not too early). Raises InvalidArgument."""
+    when, _, name = decode_token(token, "(?s)[0-9]{1,18}(?::.*)?").partition(":")
+    return name, (int(when) + 1) / 1e6
 
 
 def encode_token(name: str) -> str:

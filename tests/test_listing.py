@@ -554,6 +554,25 @@ def test_a_later_page_shows_what_came_meanwhile_soon(s3: Client) -> None:
     assert [key for key in shown if key not in keys]
 
 
+def test_the_second_page_has_the_names_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However little time passes from a request's arrival to the look into the folder."""
+    read: list[bool] = []
+    real = s3mini.scan_names
+    monkeypatch.setattr(s3mini, "scan_names", lambda *args: read.append(True) or real(*args))
+    monkeypatch.setattr(s3mini, "AGAIN_AFTER", 10**6)
+    with s3mini.start("media") as fake:
+        s3 = Client(fake.endpoint.rpartition("/")[2], fake.access_key, fake.secret_key, "media")
+        fill(s3, [f"k{number:03}" for number in range(s3mini.FEW_NAMES)])
+        for number in range(10):
+            read.clear()
+            s3.put("new", b"x")
+            first = parse(s3.get(list_type=2, max_keys=10))
+            s3.put("newer", b"x")
+            token = first.fields["NextContinuationToken"]
+            s3.get(query={"list-type": "2", "continuation-token": token or ""})
+            assert 1 == len(read), f"listing {number}"
+
+
 # -- buckets ---------------------------------------------------------------------------------------
 
 
